@@ -1,0 +1,54 @@
+"""From a folder of images to an image classifier in production, with proof at every step.
+
+from holotype import train, evaluate, load
+
+run = train("photos", name="photos", preset="probe")
+print(run.report.metrics.accuracy)
+predictor = load(run.best)
+print(predictor.predict("photo.jpg").label)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holotype.evaluate import evaluate
+    from holotype.export import export
+    from holotype.predictor import Prediction, Predictor, load
+    from holotype.train import TrainResult, train
+
+__all__ = ["Prediction", "Predictor", "TrainResult", "__version__", "evaluate", "export", "load", "train"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "TrainResult": "train",
+    "evaluate": "evaluate",
+    "export": "export",
+    "load": "predictor",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `load` must not cost the import of torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'holotype' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"holotype.{_HOMES[name]}"), name)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing holotype.train binds that module to the name `train`; users mean the function in it.
+        if isinstance(value, types.ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

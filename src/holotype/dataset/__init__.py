@@ -1,0 +1,18 @@
+"""Datasets: reading layouts, the index with its hashes, splits, and the pixel cache."""
+
+from holotype.dataset.index import Dataset, Unreadable, margin_shape, open_dataset, recorded_source
+from holotype.dataset.listing import SPLITS, Listing, Record, Split
+from holotype.dataset.store import Shape
+
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Listing",
+    "Record",
+    "Shape",
+    "Split",
+    "Unreadable",
+    "margin_shape",
+    "open_dataset",
+    "recorded_source",
+]

@@ -1,0 +1,254 @@
+"""The dataset index: every file with its hashes, label and split, and its pixels on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from holotype.bundle import Bundle
+from holotype.config import DataConfig
+from holotype.dataset.folders import read_folders
+from holotype.dataset.ingest import ingest
+from holotype.dataset.listing import SPLITS, Listing, Split
+from holotype.dataset.scan import decode_files
+from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
+from holotype.dataset.store import Shape, Store, cache_folder
+from holotype.dataset.table import read_csv
+from holotype.errors import DatasetError
+from holotype.preprocess import Limits, Pixels, Preprocess
+from holotype.progress import note
+
+__all__ = ["Dataset", "Unreadable", "margin_shape", "open_dataset", "recorded_source"]
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that could not be used, and why."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The readable images of a dataset.
+
+    `table` has a row for each: path, sha256, pixels_sha256, bytes, label, split, group, annotator.
+    `root_hash` covers path, content, label and split of all of them. `deviation` says, per class, how far an
+    automatic split is from the wanted shares; None where the data came with splits.
+    """
+
+    source: Path
+    root: Path
+    spec: Preprocess
+    classes: tuple[str, ...]
+    table: pl.DataFrame
+    root_hash: str
+    unreadable: tuple[Unreadable, ...]
+    ignored: tuple[str, ...]
+    deviation: dict[str, float] | None
+    limits: Limits
+    stores: dict[Shape, Store]
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have images, in the order train, validation, test."""
+        present = set(self.table["split"].unique())
+        return tuple(split for split in SPLITS if split in present)
+
+    def rows(self, split: Split) -> Rows:
+        """`int64[N]`, the table's rows that belong to `split`, in order of path."""
+        return np.flatnonzero((self.table["split"] == split).to_numpy()).astype(np.int64)
+
+    def labels(self, rows: Rows) -> Rows:
+        """`int64[N]`, positions in `classes` of the labels of `rows`."""
+        position = {label: i for i, label in enumerate(self.classes)}
+        return np.array([position[label] for label in self.table["label"].gather(rows)], dtype=np.int64)
+
+    def paths(self, rows: Rows) -> tuple[str, ...]:
+        """The paths of `rows` as the dataset names them: relative to `root`, POSIX."""
+        return tuple(self.table["path"].gather(rows))
+
+    def file(self, path: str) -> Path:
+        return self.root / path
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images per class and split."""
+        counted = self.table.group_by("label", "split").len()
+        cells = {(label, split): n for label, split, n in counted.iter_rows()}
+        return {
+            label: {split: cells.get((label, split), 0) for split in self.splits} for label in self.classes
+        }
+
+    @property
+    def exact(self) -> Shape:
+        """The size of the model's input."""
+        return Shape(self.spec.height, self.spec.width)
+
+    def pixels(self, batches: Iterable[Rows], *, shape: Shape | None = None) -> Iterator[Pixels]:
+        """`uint8[N, H, W, 3]` for each batch of rows: from the cache, or else decoded by worker processes.
+
+        `shape` is a cached view other than the exact one (see `margin_shape`).
+        """
+        wanted = shape or self.exact
+        store = self.stores.get(wanted)
+        digests = self.table["sha256"].to_list()
+        if store is not None and all(digest in store.rows for digest in digests):
+            memory = store.open()
+            place = np.array([store.rows[digest] for digest in digests], dtype=np.int64)
+            for rows in batches:
+                yield memory[place[rows]]
+            return
+        yield from self._partly_cached(list(batches), wanted, store, digests)
+
+    def _partly_cached(
+        self, batches: Sequence[Rows], shape: Shape, store: Store | None, digests: Sequence[str]
+    ) -> Iterator[Pixels]:
+        rows_of = store.rows if store is not None else {}
+        memory = store.open() if store is not None else None
+        missing = [[int(row) for row in rows if digests[row] not in rows_of] for rows in batches]
+        names = self.table["path"].to_list()
+        decoded = decode_files(
+            ([str(self.root / names[row]) for row in rows] for rows in missing if rows),
+            spec=self.spec,
+            limits=self.limits,
+            height=shape.height,
+            width=shape.width,
+        )
+        for rows, lacking in zip(batches, missing, strict=True):
+            batch = np.empty((len(rows), shape.height, shape.width, 3), dtype=np.uint8)
+            cached = np.array([digests[row] in rows_of for row in rows])
+            if memory is not None and cached.any():
+                batch[cached] = memory[[rows_of[digests[row]] for row in rows[cached]]]
+            if lacking:
+                batch[~cached] = next(decoded)
+            yield batch
+
+
+def margin_shape(spec: Preprocess, *, crop: float) -> Shape:
+    """The size at which a crop that keeps the share `crop` of the area still has the input's resolution."""
+    scale = 1 / math.sqrt(crop)
+    return Shape(round(spec.height * scale), round(spec.width * scale))
+
+
+def open_dataset(
+    source: Path | str, *, spec: Preprocess, config: DataConfig, shapes: Sequence[Shape] = ()
+) -> Dataset:
+    """Read a class folder or CSV: list, hash, decode once, split, and check it.
+
+    What was read before and has not changed (path, size, time) is taken from the index in the cache folder.
+    `shapes` are views beside the exact one to keep in the cache. Raises `DatasetError` where the data cannot
+    be used; unreadable files are listed in the result unless they exceed `config.max_unreadable`.
+    """
+    source = Path(source)
+    listing = _list_records(source)
+    folder = cache_folder(source)
+    limits = Limits(max_pixels=config.max_pixels)
+    wanted = (Shape(spec.height, spec.width), *shapes)
+    table, stores = ingest(
+        listing, folder, spec=spec, limits=limits, shapes=wanted, limit_gb=config.cache_limit_gb
+    )
+    readable = table.filter(pl.col("error") == "")
+    bad = table.filter(pl.col("error") != "").select("path", "error")
+    unreadable = tuple(Unreadable(path, error) for path, error in bad.iter_rows())
+    _check_readable(source, unreadable, total=len(table), allowed=config.max_unreadable)
+    split, gaps = _split(readable, Fractions(config.validation, config.test))
+    readable = readable.with_columns(pl.Series("split", split, dtype=pl.String)).drop(
+        "error", "size", "mtime_ns"
+    )
+    try:
+        check_classes(readable["label"].to_list(), split)
+    except DatasetError as error:
+        raise DatasetError(error.what, where=source, fix=error.fix) from None
+    return Dataset(
+        source=source,
+        root=listing.root,
+        spec=spec,
+        classes=tuple(sorted(readable["label"].unique())),
+        table=readable,
+        root_hash=_root_hash(readable),
+        unreadable=unreadable,
+        ignored=listing.ignored,
+        deviation=gaps,
+        limits=limits,
+        stores=stores,
+    )
+
+
+def recorded_source(bundle: Bundle) -> Path:
+    """The dataset that a bundle was trained on, as its lineage says; `DatasetError` where it is not here."""
+    recorded = bundle.manifest.lineage.dataset
+    if recorded is None or not Path(recorded).exists():
+        raise DatasetError(
+            "the dataset it was trained on is not on this machine" if recorded else "names no dataset",
+            where=bundle.path,
+            fix="name one: --data DATA",
+        )
+    return Path(recorded)
+
+
+def _list_records(source: Path) -> Listing:
+    if not source.exists():
+        raise DatasetError("no such dataset", where=source, fix="give a class folder or a CSV file")
+    if source.is_dir():
+        return read_folders(source)
+    if source.suffix.lower() == ".csv":
+        return read_csv(source)
+    raise DatasetError(
+        "is neither a folder nor a .csv file", where=source, fix="give a class folder or a CSV file"
+    )
+
+
+def _check_readable(source: Path, unreadable: Sequence[Unreadable], *, total: int, allowed: float) -> None:
+    if not unreadable:
+        return
+    first = f"{unreadable[0].path}: {unreadable[0].error}"
+    if len(unreadable) > allowed * total:
+        raise DatasetError(
+            f"{len(unreadable)} of {total} files are unreadable, first {first}",
+            where=source,
+            fix="repair or remove them, or raise --set data.max_unreadable",
+        )
+    note(f"{len(unreadable)} of {total} files are unreadable and left out, first {first}")
+
+
+def _split(table: pl.DataFrame, fractions: Fractions) -> tuple[list[Split], dict[str, float] | None]:
+    """The split of each row, and the deviation per class where we chose it.
+
+    Data that names train but not validation gets its validation from train, by the same hash.
+    """
+    named: list[Split | None] = table["split"].to_list()
+    # Exact copies have the same content hash, so they never end up on both sides of a split.
+    groups = [group or digest for group, digest in table.select("group", "sha256").iter_rows()]
+    if not any(named):
+        chosen = [choose_split(group, fractions=fractions) for group in groups]
+        return chosen, deviation(table["label"].to_list(), chosen, fractions=fractions)
+    if not all(named):
+        raise DatasetError(
+            "some rows name a split and some do not", fix="fill the split column, or leave it out"
+        )
+    if "validation" in named:
+        return [split for split in named if split], None
+    inner = Fractions(fractions.validation, 0.0)
+    return [
+        choose_split(group, fractions=inner) if split == "train" else split
+        for group, split in zip(groups, named, strict=True)
+        if split
+    ], None
+
+
+def _root_hash(table: pl.DataFrame) -> str:
+    """SHA-256 over path, content, label and split of every image, in order of path."""
+    digest = hashlib.sha256()
+    for fields in table.select("path", "sha256", "label", "split").sort("path", "label").iter_rows():
+        digest.update("\0".join(fields).encode() + b"\n")
+    return digest.hexdigest()

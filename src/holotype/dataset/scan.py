@@ -1,0 +1,160 @@
+"""Reading many image files with every core: hash and decode each once, in worker processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from holotype.errors import DatasetError, ImageError
+from holotype.preprocess import Limits, Pixels, Preprocess, read_views
+from holotype.runtime import available_cores
+
+__all__ = ["Scanned", "View", "decode_files", "in_workers", "scan_files"]
+
+_CHUNK = 16
+"""Files per task: large enough to hide the cost of a task, small enough to keep all workers busy."""
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class View:
+    """A rendering of every image at one size, and the memory map it is written to (row = file number)."""
+
+    height: int
+    width: int
+    file: Path
+    rows: int
+
+    def open(self, mode: str) -> Pixels:
+        """The memory map `uint8[rows, height, width, 3]`, `mode` as of numpy.memmap."""
+        shape = (self.rows, self.height, self.width, 3)
+        return np.memmap(self.file, dtype=np.uint8, mode=mode, shape=shape)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What reading a file told: SHA-256 of its bytes and of its pixels, size, or why it is unreadable."""
+
+    row: int
+    sha256: str
+    pixels_sha256: str
+    bytes: int
+    error: str
+
+
+@dataclass(frozen=True)
+class _ScanTask:
+    files: tuple[tuple[int, str], ...]
+    spec: Preprocess
+    limits: Limits
+    views: tuple[View, ...]
+    stored: frozenset[int]
+
+
+def scan_files(
+    files: Sequence[tuple[int, str]],
+    *,
+    spec: Preprocess,
+    limits: Limits,
+    views: Sequence[View],
+    stored_rows: int,
+) -> Iterator[Scanned]:
+    """Hash and decode (row, file) pairs; rows below `stored_rows` are written into each of `views`.
+
+    The hash of the pixels is that of the exact view, `spec.height` x `spec.width`.
+    """
+    tasks = [
+        _ScanTask(
+            files=tuple(files[start : start + _CHUNK]),
+            spec=spec,
+            limits=limits,
+            views=tuple(views),
+            stored=frozenset(row for row, _ in files[start : start + _CHUNK] if row < stored_rows),
+        )
+        for start in range(0, len(files), _CHUNK)
+    ]
+    for results in in_workers(_scan_chunk, tasks):
+        yield from results
+
+
+def decode_files(
+    batches: Iterable[Sequence[str]], *, spec: Preprocess, limits: Limits, height: int, width: int
+) -> Iterator[Pixels]:
+    """Decode batches of files to `uint8[N, height, width, 3]`, a few batches ahead, in worker processes."""
+    tasks = ((tuple(files), spec, limits, height, width) for files in batches)
+    yield from in_workers(_decode_batch, tasks)
+
+
+def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Results of `function` over `tasks` in order, by processes, never more than two tasks a core ahead.
+
+    The processes need no `if __name__ == "__main__"` guard in the caller's script, and are kept for reuse.
+    """
+    from joblib.externals.loky import get_reusable_executor
+
+    cores = available_cores()
+    pool: Any = get_reusable_executor(max_workers=cores, timeout=60)
+    pending: deque[tuple[Task, Future[Result]]] = deque()
+    try:
+        for task in tasks:
+            pending.append((task, pool.submit(function, task)))
+            if len(pending) >= 2 * cores:
+                yield pending.popleft()[1].result()
+        while pending:
+            yield pending.popleft()[1].result()
+    except BrokenExecutor as error:
+        raise DatasetError(
+            "a decoding process was killed: the system ran out of memory, or a file crashes the decoder",
+            fix="free memory and run again (what was read is kept only when all is read)",
+        ) from error
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def _scan_chunk(task: _ScanTask) -> list[Scanned]:
+    maps = [view.open("r+") for view in task.views]
+    sizes = ((task.spec.height, task.spec.width), *((view.height, view.width) for view in task.views))
+    results = []
+    for row, file in task.files:
+        try:
+            data = Path(file).read_bytes()
+        except OSError as error:
+            results.append(Scanned(row, "", "", 0, f"cannot be read ({error.strerror})"))
+            continue
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            exact, *rendered = read_views(data, spec=task.spec, sizes=sizes, limits=task.limits)
+        except ImageError as error:
+            results.append(Scanned(row, digest, "", len(data), str(error)))
+            continue
+        if row in task.stored:
+            for memory, pixels in zip(maps, rendered, strict=True):
+                memory[row] = pixels
+        results.append(Scanned(row, digest, hashlib.sha256(exact.tobytes()).hexdigest(), len(data), ""))
+    return results
+
+
+def _decode_batch(task: tuple[tuple[str, ...], Preprocess, Limits, int, int]) -> Pixels:
+    files, spec, limits, height, width = task
+    batch = np.empty((len(files), height, width, 3), dtype=np.uint8)
+    for row, file in enumerate(files):
+        try:
+            data = Path(file).read_bytes()
+            batch[row] = read_views(data, spec=spec, sizes=((height, width),), limits=limits)[0]
+        except (OSError, ImageError) as error:
+            raise DatasetError(
+                f"was readable when the dataset was indexed and is no more ({error})",
+                where=file,
+                fix="restore the file, or run again to index the dataset anew",
+            ) from error
+    return batch

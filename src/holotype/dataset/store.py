@@ -1,0 +1,123 @@
+"""The pixel cache: images decoded once into memory maps, named by what they hold, replaced atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from holotype.bundle import write_text
+from holotype.dataset.scan import View
+from holotype.preprocess import Pixels, Preprocess
+
+__all__ = [
+    "Shape",
+    "Store",
+    "affordable_rows",
+    "cache_folder",
+    "copy_rows",
+    "create_view",
+    "find_store",
+    "publish",
+]
+
+_FREE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a view, in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        return self.height * self.width * 3
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished memory map: `rows[sha256 of a file]` is the row of its pixels in `view`."""
+
+    view: View
+    rows: dict[str, int]
+
+    def open(self) -> Pixels:
+        return self.view.open("r")
+
+
+def cache_folder(source: Path) -> Path:
+    """Where everything derived from the dataset at `source` is kept: below HOLOTYPE_CACHE or ~/.cache."""
+    base = os.environ.get("HOLOTYPE_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    root = Path(base) if base else Path.home() / ".cache"
+    root = root if os.environ.get("HOLOTYPE_CACHE") else root / "holotype"
+    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    folder = root / f"{source.resolve().stem[:40]}-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def affordable_rows(folder: Path, shapes: Sequence[Shape], *, rows: int, limit_gb: float | None) -> int:
+    """How many of `rows` images fit under the limit (default: a fifth of the free disk) in all `shapes`."""
+    limit = limit_gb * 1e9 if limit_gb is not None else shutil.disk_usage(folder).free * _FREE_SHARE
+    return min(rows, int(limit // sum(shape.bytes for shape in shapes)))
+
+
+def find_store(folder: Path, shape: Shape, *, spec: Preprocess) -> Store | None:
+    """The finished store of this view, whatever files it was made for; None where there is none."""
+    index = _index_file(folder, shape, spec=spec)
+    try:
+        content = json.loads(index.read_text())
+        rows = {digest: row for row, digest in enumerate(content["sha256"]) if digest}
+        view = View(shape.height, shape.width, folder / content["file"], len(content["sha256"]))
+    except (OSError, ValueError, KeyError):
+        return None
+    if not view.file.is_file() or view.file.stat().st_size != view.rows * shape.bytes:
+        return None
+    return Store(view, rows)
+
+
+def create_view(folder: Path, shape: Shape, *, rows: int) -> View:
+    """An empty memory map of `rows` rows under a name of its own; rows never written cost no disk."""
+    file = folder / f"pixels-{shape.height}x{shape.width}-{uuid.uuid4().hex[:12]}.u8"
+    with file.open("wb") as stream:
+        stream.truncate(rows * shape.bytes)
+    return View(shape.height, shape.width, file, rows)
+
+
+def publish(folder: Path, view: View, *, spec: Preprocess, digests: Sequence[str]) -> Store:
+    """Make a written view the store of its shape and spec; `digests[row]` is "" where a row is empty.
+
+    The map's bytes reach the disk before its name does, so a reader sees the old store or the whole new one.
+    """
+    memory = view.open("r+")
+    memory.flush()  # type: ignore[attr-defined]
+    shape = Shape(view.height, view.width)
+    previous = find_store(folder, shape, spec=spec)
+    content = {"file": view.file.name, "preprocess": str(spec), "sha256": list(digests)}
+    write_text(_index_file(folder, shape, spec=spec), json.dumps(content))
+    if previous is not None:
+        previous.view.file.unlink(missing_ok=True)
+    return Store(view, {digest: row for row, digest in enumerate(digests) if digest})
+
+
+def copy_rows(source: Store, target: View, *, rows: Sequence[tuple[int, str]]) -> None:
+    """Copy the pixels of (target row, sha256) pairs that `source` holds."""
+    if not rows:
+        return
+    old, new = source.open(), target.open("r+")
+    for start in range(0, len(rows), 256):
+        chunk = rows[start : start + 256]
+        new[np.array([row for row, _ in chunk])] = old[np.array([source.rows[sha] for _, sha in chunk])]
+
+
+def _index_file(folder: Path, shape: Shape, *, spec: Preprocess) -> Path:
+    return folder / f"pixels-{shape.height}x{shape.width}-{spec.digest[:16]}.json"

@@ -1,0 +1,238 @@
+"""The contract of `report.json`, and how `Predictions` become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from holotype.errors import DatasetError
+from holotype.metrics import (
+    Predictions,
+    confusion_matrix,
+    evaluate_predictions,
+    most_confused,
+    per_class,
+)
+
+__all__ = [
+    "BundleSummary",
+    "ClassScore",
+    "ConfusedPair",
+    "Confusion",
+    "DatasetSummary",
+    "Estimate",
+    "HistoryRow",
+    "Metrics",
+    "Mistake",
+    "Report",
+    "Split",
+    "UnreadableFile",
+    "build_report",
+]
+
+_PAIRS = 12
+_EXAMPLES = 4
+_MISTAKES = 24
+
+
+def _printable(value: object) -> object:
+    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_printable)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+HistoryRow = dict[str, float | int | str]
+Split = Literal["train", "validation", "test"]
+
+
+class _Part(BaseModel):
+    # A diverged loss in the history is NaN: JSON has no such number, so it is written as the string "NaN".
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Estimate(_Part):
+    """A metric with its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Metrics(_Part):
+    """The headline metrics; all in [0, 1] but `log_loss`, which is in nats."""
+
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    weighted_f1: Estimate
+    log_loss: Estimate
+    ece: Estimate
+
+
+class ClassScore(_Part):
+    """Precision, recall and F1 of one class (0 where undefined); `support` is its number of images."""
+
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Count
+
+
+class Confusion(_Part):
+    """`counts[i][j]` images of `classes[i]` were called `classes[j]`."""
+
+    classes: tuple[Text, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+
+class UnreadableFile(_Part):
+    """A file of the dataset that gave no pixels, and why."""
+
+    path: Text
+    error: Text
+
+
+class DatasetSummary(_Part):
+    """The dataset behind the predictions.
+
+    `counts` maps class → split → images. `deviation` is, by class, the largest difference between the share of
+    its images that a split got and the share it was to get (0.02 is two percentage points); None where the
+    split was given, not made.
+    """
+
+    path: Text
+    root_hash: str
+    images: Count
+    counts: dict[Text, dict[str, Count]]
+    unreadable: tuple[UnreadableFile, ...] = ()
+    deviation: dict[Text, float] | None = None
+
+
+class BundleSummary(_Part):
+    """The bundle that made the predictions."""
+
+    hash: str
+    path: Text
+
+
+class ConfusedPair(_Part):
+    """`count` images of class `label` were called `predicted`; `paths` are the up to 4 most certain of them."""
+
+    label: Text
+    predicted: Text
+    count: Count
+    paths: tuple[Text, ...]
+
+
+class Mistake(_Part):
+    """A wrong answer: its probability, and the probability that the true class got."""
+
+    path: Text
+    label: Text
+    predicted: Text
+    probability: Share
+    label_probability: Share
+
+
+class Report(_Part):
+    """Contents of `report.json`.
+
+    `mistakes` holds up to 24 wrong answers, the most certain first; `confused` up to 12 pairs, the most
+    frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is how long
+    the predictions took.
+    """
+
+    metrics: Metrics
+    per_class: dict[Text, ClassScore]
+    confusion: Confusion
+    confused: tuple[ConfusedPair, ...]
+    mistakes: tuple[Mistake, ...]
+    dataset: DatasetSummary
+    bundle: BundleSummary
+    runtime: str
+    split: Split
+    seconds: Annotated[float, Field(ge=0)]
+    history: tuple[HistoryRow, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """How many images were predicted."""
+        return sum(map(sum, self.confusion.counts))
+
+
+def build_report(
+    predictions: Predictions,
+    *,
+    dataset: DatasetSummary,
+    bundle: BundleSummary,
+    runtime: str,
+    split: Split,
+    seconds: float,
+    history: Iterable[Mapping[str, float | int | str]] = (),
+) -> Report:
+    """Measure `predictions`; the same input gives the same report. `DatasetError` where there are none."""
+    if not predictions.paths:
+        raise DatasetError(
+            f"the {split} split has no images to measure on", where=dataset.path, fix="use another split"
+        )
+    classes = predictions.classes
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, classes=len(classes))
+    intervals = evaluate_predictions(predictions)
+    wrong = _wrong(predictions)
+    return Report(
+        metrics=Metrics(
+            **{name: Estimate(value=i.value, low=i.low, high=i.high) for name, i in intervals.items()}
+        ),
+        per_class={
+            name: ClassScore(precision=c.precision, recall=c.recall, f1=c.f1, support=c.support)
+            for name, c in zip(classes, per_class(matrix), strict=True)
+        },
+        confusion=Confusion(classes=classes, counts=matrix.tolist()),
+        confused=tuple(
+            _pair(predictions, wrong, label=true, predicted=said, count=count)
+            for true, said, count in most_confused(matrix, limit=_PAIRS)
+        ),
+        mistakes=tuple(_mistake(predictions, row) for row in wrong[:_MISTAKES]),
+        dataset=dataset,
+        bundle=bundle,
+        runtime=runtime,
+        split=split,
+        seconds=seconds,
+        history=tuple(dict(row) for row in history),
+    )
+
+
+def _wrong(predictions: Predictions) -> list[int]:
+    """Rows with a wrong answer, the most certain first; equal certainty in the order of the paths."""
+    rows = np.flatnonzero(predictions.predicted != predictions.labels).tolist()
+    certainty = predictions.probabilities.max(axis=1)
+    return sorted(rows, key=lambda row: (-certainty[row], predictions.paths[row]))
+
+
+def _mistake(predictions: Predictions, row: int) -> Mistake:
+    label, said = predictions.labels[row], predictions.predicted[row]
+    return Mistake(
+        path=predictions.paths[row],
+        label=predictions.classes[label],
+        predicted=predictions.classes[said],
+        probability=predictions.probabilities[row, said],
+        label_probability=predictions.probabilities[row, label],
+    )
+
+
+def _pair(
+    predictions: Predictions, wrong: list[int], *, label: int, predicted: int, count: int
+) -> ConfusedPair:
+    said = predictions.predicted
+    rows = [row for row in wrong if predictions.labels[row] == label and said[row] == predicted]
+    return ConfusedPair(
+        label=predictions.classes[label],
+        predicted=predictions.classes[predicted],
+        count=count,
+        paths=tuple(predictions.paths[row] for row in rows[:_EXAMPLES]),
+    )

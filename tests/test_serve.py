@@ -1,0 +1,762 @@
+"""A real server in its own processes, real HTTP on loopback, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import onnx
+import pytest
+from onnx.external_data_helper import set_external_data
+from PIL import Image
+from pydantic import ValidationError
+
+from holotype.predictor import load
+from holotype.serve import ServeSettings
+from tiny import CLASSES, picture, tiny_model, write_tiny_bundle
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to find processes")
+
+_PROGRAM = """
+import json, sys
+from holotype.errors import HolotypeError
+from holotype.serve import ServeSettings, run
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1], settings=ServeSettings(**json.loads(sys.argv[2])))
+    except HolotypeError as error:
+        sys.exit(f"error: {error}")
+"""
+_LIVENESS = 30.0
+_LEAKS = ("Traceback", "site-packages", ".py", " object at ", "/tmp", "/home", "/work", "/dev", "/usr")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `holotype.serve.run` and a client of it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str
+    client: httpx.Client
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the inference processes that live now."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+                command = (stat.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if int(parent) == self.process.pid and state != "Z" and b"spawn_main" in command:
+                found.append(int(stat.parent.name))
+        return found
+
+    def predict(self, image: bytes, **params: Any) -> httpx.Response:
+        return self.client.post("/predict", content=image, params=params)
+
+    def send(self, image: bytes) -> Future[httpx.Response]:
+        """Post in a thread and connection of its own."""
+        future: Future[httpx.Response] = Future()
+
+        def post() -> None:
+            try:
+                future.set_result(httpx.post(f"{self.url}/predict", content=image, timeout=_LIVENESS))
+            except httpx.HTTPError as error:
+                future.set_exception(error)
+
+        threading.Thread(target=post, daemon=True).start()
+        return future
+
+    def info(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.client.get("/info").json()
+        return answer
+
+    def wait_waiting(self, count: int) -> None:
+        wait_for(lambda: self.info()["waiting"] == count, f"{count} images in the line")
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.client.get("/readyz").status_code == 200, "ready")
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = _LIVENESS) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"no {what} within {seconds} s"
+        time.sleep(0.02)
+
+
+def launch(
+    target: Path, log: Path, *, env: dict[str, str] | None = None, **settings: Any
+) -> subprocess.Popen:
+    settings = {"port": 0, "drain_seconds": 0, **settings}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", _PROGRAM, str(target), json.dumps(settings)],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def serving(target: Path, folder: Path, **options: Any) -> Iterator[Server]:
+    """Start a server, wait until it says its address, and check that it ends well."""
+    log = folder / f"serve-{time.monotonic_ns()}.log"
+    process = launch(target, log, **options)
+    try:
+        wait_for(lambda: process.poll() is not None or b"serving" in log.read_bytes(), "address")
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
+        assert found, log.read_text()
+        with httpx.Client(base_url=found[0], timeout=_LIVENESS) as client:
+            yield Server(process=process, log=log, url=found[0], client=client)
+        if process.poll() is None:
+            process.terminate()
+        assert process.wait(_LIVENESS) in (0, -signal.SIGKILL)
+        words = log.read_text()
+        assert "Traceback" not in words, words
+        assert "leaked" not in words, words
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def stalled(*workers: int) -> Iterator[None]:
+    """Inference processes that hang in the middle of whatever they do."""
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            if Path(f"/proc/{worker}").exists():
+                os.kill(worker, signal.SIGCONT)
+
+
+def peak_bytes(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+def refused(response: httpx.Response, *statuses: int) -> str:
+    """Check that an error has the one body all errors have, and tells nothing of this machine."""
+    assert response.status_code in statuses, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"status", "message"}
+    assert body["error"]["status"] == response.status_code
+    assert not [leak for leak in _LEAKS if leak in response.text], response.text
+    message: str = body["error"]["message"]
+    return message
+
+
+def files(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("files", (f"{number}.jpg", image, "image/jpeg")) for number, image in enumerate(images)]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    packed = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def frames(kind: str, *, count: int) -> bytes:
+    """An animation whose first frame is red and whose others are blue and green."""
+    stream = io.BytesIO()
+    rest = [Image.new("RGB", (40, 30), ("blue", "lime")[number % 2]) for number in range(count - 1)]
+    Image.new("RGB", (40, 30), "red").save(stream, kind, save_all=True, append_images=rest)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the default limits and one inference process, for tests that leave it as it is.
+
+    It runs where importing torch and its company fails, and where a program that is started leaves a trace.
+    """
+    folder = tmp_path_factory.mktemp("server")
+    blocked = folder / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "torchvision", "timm", "accelerate"):
+        (blocked / f"{name}.py").write_text(f"raise ImportError('{name} is not here')\n")
+    bait, canary = folder / "bin", folder / "canary"
+    bait.mkdir()
+    for name in ("gs", "gswin64c", "sh"):  # what Pillow would start for an EPS
+        (bait / name).write_text(f"#!/bin/bash\ntouch {canary}\n")
+        (bait / name).chmod(0o755)
+    env = {"PATH": f"{bait}:{os.environ['PATH']}", "PYTHONPATH": str(blocked)}
+    with serving(tiny_bundle, folder, env=env) as started:
+        yield started
+        assert not canary.exists(), "an image started a program"
+
+
+@pytest.fixture(scope="module")
+def small(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with low limits: bodies of 100 kB, two seconds to send them, a line of four."""
+    settings = {"max_body_bytes": 100_000, "max_held_bytes": 400_000, "upload_seconds": 2, "queue": 4}
+    with serving(tiny_bundle, tmp_path_factory.mktemp("small"), **settings) as started:
+        yield started
+
+
+# Answers
+
+
+@pytest.mark.parametrize("colour", CLASSES)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"])
+def test_answers_as_the_predictor_does(server: Server, tiny_bundle: Path, colour: str, kind: str) -> None:
+    image = picture(colour, kind=kind)
+    response = server.predict(image)
+    assert response.status_code == 200
+    body = response.json()
+    expected = load(tiny_bundle).predict(image)
+    assert body["bundle"] == load(tiny_bundle).bundle.hash
+    assert body["milliseconds"] > 0
+    (result,) = body["results"]
+    assert result["label"] == expected.label == colour
+    assert [choice["label"] for choice in result["top"]] == [choice.label for choice in expected.top]
+    assert [choice["probability"] for choice in result["top"]] == pytest.approx(
+        [choice.probability for choice in expected.top], abs=1e-6
+    )
+
+
+def test_form_with_one_file_is_a_single_image(server: Server) -> None:
+    response = server.client.post("/predict", files=files(picture("blue")))
+    assert [result["label"] for result in response.json()["results"]] == ["blue"]
+    refused(server.client.post("/predict", files=files(b"no image")), 415)
+    refused(server.client.post("/predict", files=files(b"")), 400)
+
+
+def test_several_files_are_answered_in_order(server: Server) -> None:
+    colours = ["green", "red", "blue", "red"]
+    response = server.client.post("/predict", files=files(*(picture(colour) for colour in colours)))
+    assert [result["label"] for result in response.json()["results"]] == colours
+
+
+def test_top(server: Server) -> None:
+    assert len(server.predict(picture()).json()["results"][0]["top"]) == 3
+    assert len(server.predict(picture(), top=1).json()["results"][0]["top"]) == 1
+    assert "3 classes" in refused(server.predict(picture(), top=4), 422)
+    refused(server.predict(picture(), top=0), 422)
+    refused(server.predict(picture(), top="many"), 422)
+
+
+def test_health_info_and_openapi(server: Server, tiny_bundle: Path) -> None:
+    assert server.client.get("/livez").status_code == 200
+    assert server.client.get("/readyz").status_code == 200
+    info = server.info()
+    assert info["classes"] == list(CLASSES)
+    assert info["bundle"] == load(tiny_bundle).bundle.hash
+    assert info["runtime"] == "onnxruntime"
+    assert info["preprocess"]["height"] == 32
+    assert info["limits"]["queue"] == 128
+    assert info["limits"]["max_body_bytes"] == 10 * 2**20
+    assert {"python", "holotype", "onnxruntime"} <= set(info["versions"])
+    predict = server.client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    assert {"multipart/form-data", "application/octet-stream"} <= set(predict["requestBody"]["content"])
+    documented = {"200", "400", "408", "413", "415", "422", "429", "503", "504"}
+    assert documented <= set(predict["responses"])
+    schema = predict["responses"]["422"]["content"]["application/json"]["schema"]
+    assert schema["$ref"].endswith("/Failed")
+
+
+def test_unknown_routes_and_methods_have_the_same_error_body(server: Server) -> None:
+    refused(server.client.get("/nothing"), 404)
+    refused(server.client.post("/nothing", content=b"x" * 100_000), 404)
+    refused(server.client.get("/predict"), 405)
+
+
+# Images that cannot be answered
+
+
+def test_empty_body(server: Server) -> None:
+    assert "empty" in refused(server.predict(b""), 400)
+
+
+def _zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.jpg", picture())
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, this is text",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><rect width='9' height='9'/></svg>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 moveto\nshowpage\n",
+        b"%PDF-1.4\n",
+        _zip(),
+    ],
+    ids=["text", "svg", "eps", "pdf", "zip"],
+)
+def test_not_an_image(server: Server, content: bytes) -> None:
+    headers = {"Content-Type": "image/jpeg"}
+    refused(server.client.post("/predict", content=content, headers=headers), 415)
+    refused(server.client.post("/predict", files=files(content)), 415)
+
+
+def test_truncated_jpeg(server: Server) -> None:
+    noise = Image.effect_noise((300, 200), 90).convert("RGB")
+    stream = io.BytesIO()
+    noise.save(stream, "JPEG")
+    image = stream.getvalue()
+    assert server.predict(image).status_code == 200
+    assert "truncated" in refused(server.predict(image[: len(image) // 2]), 422)
+
+
+def test_header_of_a_bomb_costs_no_memory(server: Server) -> None:
+    server.predict(picture())
+    (worker,) = server.workers
+    before = peak_bytes(worker)
+    assert "pixels" in refused(server.predict(png_header(60_000, 60_000)), 413)
+    assert peak_bytes(worker) - before < 50_000_000
+    assert server.workers == [worker]
+
+
+def test_real_image_over_the_pixel_limit(server: Server) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (9500, 9500)).save(stream, "PNG")
+    assert "pixels" in refused(server.predict(stream.getvalue()), 413)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("MPO", 2), ("GIF", 500), ("WEBP", 500)])
+def test_first_frame_counts(server: Server, kind: str, count: int) -> None:
+    assert server.predict(frames(kind, count=count)).json()["results"][0]["label"] == "red"
+
+
+def test_one_poison_image_in_32(server: Server) -> None:
+    colours = list(itertools.islice(itertools.cycle(CLASSES), 32))
+    images = [picture(colour, kind="JPEG") for colour in colours]
+    images[17] = images[17][: len(images[17]) // 2]
+    response = server.client.post("/predict", files=files(*images))
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert results[17]["error"]["status"] == 422
+    assert [result.get("label") for result in results] == [*colours[:17], None, *colours[18:]]
+
+
+# Bodies
+
+
+def test_declared_length_over_the_limit(server: Server) -> None:
+    refused(server.predict(bytes(11 * 2**20)), 413)
+
+
+def test_chunked_body_over_the_limit(small: Server) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(5_000):
+            sent += 65_536
+            yield bytes(65_536)
+
+    before = peak_bytes(small.process.pid)
+    refused(small.client.post("/predict", content=endless()), 413)
+    assert sent < 5_000 * 65_536, "the body was read to its end"
+    assert peak_bytes(small.process.pid) - before < 30_000_000
+
+
+def test_compressed_body(small: Server) -> None:
+    def post(content: bytes, encoding: str) -> httpx.Response:
+        return small.client.post("/predict", content=content, headers={"Content-Encoding": encoding})
+
+    image = picture("green", kind="BMP")
+    for encoding, content in (("gzip", gzip.compress(image)), ("deflate", zlib.compress(image))):
+        assert post(content, encoding).json()["results"][0]["label"] == "green"
+    bomb = gzip.compress(bytes(50_000_000))
+    assert len(bomb) < 100_000
+    before = peak_bytes(small.process.pid)
+    refused(post(bomb, "gzip"), 413)
+    assert peak_bytes(small.process.pid) - before < 30_000_000
+    # A body at the very limit leaves output inside the decompressor after its last byte.
+    refused(post(gzip.compress(bytes(100_000)), "gzip"), 415)
+    refused(post(gzip.compress(bytes(100_001)), "gzip"), 413)
+    refused(post(gzip.compress(image)[:-9], "gzip"), 400)
+    refused(post(gzip.compress(image) + b"more", "gzip"), 400)
+    refused(post(image, "gzip"), 400)
+    unknown = post(image, "br")
+    refused(unknown, 415)
+    assert "gzip" in unknown.headers["accept-encoding"]
+
+
+def test_compressed_form(small: Server) -> None:
+    request = small.client.build_request("POST", "/predict", files=files(picture("red"), picture("blue")))
+    headers = {"Content-Type": request.headers["content-type"], "Content-Encoding": "gzip"}
+    response = small.client.post("/predict", content=gzip.compress(request.read()), headers=headers)
+    assert [result["label"] for result in response.json()["results"]] == ["red", "blue"]
+
+
+def test_form_limits(server: Server) -> None:
+    refused(server.client.post("/predict", files=files(*[b"x"] * 5000)), 413)
+    refused(server.client.post("/predict", files=files(*[b"x"] * 33)), 413)
+    refused(server.client.post("/predict", data={"a": "b"}, files=files(picture())), 400)
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    refused(server.client.post("/predict", content=b"--x--\r\n", headers=headers), 400)
+    refused(server.client.post("/predict", content=b"no form at all", headers=headers), 400)
+    headers = {"Content-Type": "multipart/form-data"}
+    refused(server.client.post("/predict", content=b"--x--\r\n", headers=headers), 400)
+
+
+def _connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=_LIVENESS)
+
+
+def _until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while chunk := connection.recv(65_536):
+            received += chunk
+    return received
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nX-Slow: ",
+    ],
+    ids=["body", "head"],
+)
+def test_slow_clients_are_closed_and_others_served(small: Server, beginning: bytes) -> None:
+    slow = [_connect(small) for _ in range(50)]
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.2):
+            for connection in slow:
+                with suppress(OSError):  # closed by the server, as it should be
+                    connection.send(b"x")
+
+    for connection in slow:
+        connection.sendall(beginning)
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert small.predict(picture()).status_code == 200
+        answers = [_until_closed(connection) for connection in slow]
+    finally:
+        stop.set()
+        thread.join()
+        for connection in slow:
+            connection.close()
+    if b"Content-Length" in beginning:
+        assert sum(b" 408 " in answer for answer in answers) == len(slow)
+        assert all(b"connection: close" in answer for answer in answers)
+
+
+# The line
+
+
+def test_line_of_four_refuses_exactly_one_of_six(small: Server) -> None:
+    with stalled(*small.workers), ThreadPoolExecutor(6) as clients:
+        asked = [
+            clients.submit(httpx.post, f"{small.url}/predict", content=picture(), timeout=_LIVENESS)
+            for _ in range(6)
+        ]
+        wait_for(lambda: any(one.done() for one in asked), "refusal")
+        small.wait_waiting(4)
+        (full,) = [one.result() for one in asked if one.done()]
+        refused(full, 429)
+        assert int(full.headers["retry-after"]) >= 1
+        for worker in small.workers:
+            os.kill(worker, signal.SIGCONT)
+        assert sorted(one.result().status_code for one in asked) == [200] * 5 + [429]
+
+
+def test_full_line_is_told_before_the_body(small: Server) -> None:
+    with stalled(*small.workers):
+        asked = [small.send(picture()) for _ in range(5)]
+        small.wait_waiting(4)
+        with _connect(small) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n")
+            assert b" 429 " in _until_closed(connection)
+        assert small.client.get("/livez").status_code == 200
+        assert small.client.get("/readyz").status_code == 200
+    assert [one.result().status_code for one in asked] == [200] * 5
+
+
+def test_several_images_are_admitted_whole_or_not_at_all(small: Server) -> None:
+    with stalled(*small.workers):
+        asked = [small.send(picture()) for _ in range(3)]  # one executes, two wait, two places are left
+        small.wait_waiting(2)
+        refused(small.client.post("/predict", files=files(*[picture()] * 3)), 429)
+        assert small.info()["waiting"] == 2
+        with ThreadPoolExecutor(1) as clients:
+            pair = clients.submit(small.client.post, "/predict", files=files(picture("red"), picture("blue")))
+            wait_for(lambda: httpx.get(f"{small.url}/info").json()["waiting"] == 4, "a full line")
+            for worker in small.workers:
+                os.kill(worker, signal.SIGCONT)
+            assert [result["label"] for result in pair.result().json()["results"]] == ["red", "blue"]
+    assert [one.result().status_code for one in asked] == [200] * 3
+    refused(small.client.post("/predict", files=files(*[b"x"] * 5)), 413)
+
+
+def test_bytes_of_all_requests_are_bounded(small: Server) -> None:
+    large = picture(size=(180, 180), kind="BMP")
+    assert 97_000 < len(large) < 100_000
+    with stalled(*small.workers):
+        asked = [small.send(large) for _ in range(4)]
+        small.wait_waiting(3)
+        assert "bytes" in refused(small.predict(large), 429)
+    assert [one.result().status_code for one in asked] == [200] * 4
+    assert small.predict(large).status_code == 200
+
+
+def test_client_that_leaves_frees_its_place(small: Server) -> None:
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=_LIVENESS) as client:
+            asked = [
+                asyncio.create_task(client.post(f"{small.url}/predict", content=picture())) for _ in range(3)
+            ]
+            while (await client.get(f"{small.url}/info")).json()["waiting"] != 2:
+                await asyncio.sleep(0.02)
+            for one in asked:
+                one.cancel()
+
+    with stalled(*small.workers):
+        asyncio.run(leave())
+        # The process is stopped all the while: what leaves the line now was never executed.
+        small.wait_waiting(0)
+        asked = [small.send(picture("blue")) for _ in range(4)]
+        small.wait_waiting(4)
+    assert [one.result().json()["results"][0]["label"] for one in asked] == ["blue"] * 4
+
+
+def test_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, deadline_seconds=1) as server:
+        with stalled(*server.workers):
+            asked = [server.send(picture()) for _ in range(3)]
+            for one in asked:
+                assert "deadline" in refused(one.result(), 504)
+            refused(server.client.post("/predict", files=files(picture(), picture())), 504)
+            assert server.info()["waiting"] == 0
+        assert server.predict(picture()).status_code == 200
+
+
+# Processes
+
+
+def test_killed_process_costs_its_image_only(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path) as server:
+        (worker,) = server.workers
+        with stalled(worker):
+            asked = [server.send(picture()) for _ in range(2)]
+            server.wait_waiting(1)  # so the other one is in the process
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: any(one.done() for one in asked), "answer")
+            assert server.client.get("/livez").status_code == 200
+            waited, lost = sorted((one.result() for one in asked), key=lambda one: one.status_code)
+            refused(lost, 503)
+            assert waited.json()["results"][0]["label"] == "red"
+        server.wait_ready()
+        assert server.workers != [worker]
+        # One that dies idle is replaced without costing anyone anything.
+        (worker,) = server.workers
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: server.workers not in ([], [worker]), "new process", seconds=10)
+        wait_for(lambda: server.client.get("/readyz").status_code == 200, "readiness", seconds=10)
+        assert server.predict(picture()).status_code == 200
+        assert server.process.poll() is None
+        # Of several images, only the one at work is lost.
+        (worker,) = server.workers
+        with stalled(worker), ThreadPoolExecutor(1) as clients:
+            several = clients.submit(
+                server.client.post, "/predict", files=files(*(picture(colour) for colour in CLASSES))
+            )
+            wait_for(lambda: httpx.get(f"{server.url}/info").json()["waiting"] == 2, "two waiting")
+            os.kill(worker, signal.SIGKILL)
+            results = several.result().json()["results"]
+        assert results[0]["error"]["status"] == 503
+        assert [result["label"] for result in results[1:]] == ["green", "blue"]
+
+
+def test_stuck_process_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, stuck_seconds=0.5, workers=2, threads=1) as server:
+        workers = server.workers
+        assert len(workers) == 2
+        with stalled(*workers):
+            asked = [server.send(picture()) for _ in range(2)]
+            for one in asked:
+                refused(one.result(), 503)
+            server.wait_ready()
+        assert server.predict(picture()).status_code == 200
+        assert not set(workers) <= set(server.workers)
+
+
+def test_replaced_bundle_is_not_served_by_a_new_process(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = write_tiny_bundle(tmp_path / "bundle").path
+    with serving(target, tmp_path) as server:
+        manifest = target / "holotype.json"
+        manifest.write_text(manifest.read_text().replace("red", "tomato"))
+        os.kill(server.workers[0], signal.SIGKILL)
+        wait_for(lambda: "changed after it was written" in server.log.read_text(), "refusal")
+        refused(server.client.get("/readyz"), 503)
+        refused(server.predict(picture()), 503)
+        assert server.client.get("/livez").status_code == 200
+
+
+def test_memory_between_processes_has_no_name_left(server: Server) -> None:
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    shared = [line for line in maps.splitlines() if "psm_" in line]
+    assert shared
+    assert all(line.endswith("(deleted)") for line in shared)
+
+
+def test_processes_end_with_a_killed_front(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path) as server:
+        workers = server.workers
+        server.process.kill()
+        wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "end")
+
+
+# The end
+
+
+def test_sigterm_loses_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path, drain_seconds=1) as server:
+        with stalled(*server.workers):
+            asked = [server.send(picture(CLASSES[number % 3])) for number in range(8)]
+            server.wait_waiting(7)
+            server.process.terminate()
+            wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, "unreadiness", seconds=5)
+            refused(httpx.get(f"{server.url}/readyz"), 503)
+            refused(httpx.post(f"{server.url}/predict", content=picture()), 503)
+            assert httpx.get(f"{server.url}/livez").status_code == 200
+        labels = [one.result().json()["results"][0]["label"] for one in asked]
+        assert labels == [CLASSES[number % 3] for number in range(8)]
+        assert server.process.wait(_LIVENESS) == 0
+
+
+def test_sigterm_under_load(tiny_bundle: Path, tmp_path: Path) -> None:
+    begun = threading.Barrier(9)
+
+    def ask_until_refused(url: str) -> list[int]:
+        with httpx.Client(base_url=url, timeout=_LIVENESS) as client:
+            statuses = [client.post("/predict", content=picture()).status_code]
+            begun.wait(_LIVENESS)
+            while statuses[-1] == 200:
+                statuses.append(client.post("/predict", content=picture()).status_code)
+        return statuses
+
+    with serving(tiny_bundle, tmp_path, drain_seconds=2) as server, ThreadPoolExecutor(8) as clients:
+        asked = [clients.submit(ask_until_refused, server.url) for _ in range(8)]
+        begun.wait(_LIVENESS)
+        server.process.terminate()
+        for one in asked:
+            *before, last = one.result()
+            assert last == 503
+            assert set(before) == {200}
+        assert server.process.wait(_LIVENESS) == 0
+
+
+def test_ctrl_c(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, tmp_path) as server:
+        with stalled(*server.workers):
+            asked = [server.send(picture()) for _ in range(2)]
+            server.wait_waiting(1)
+            os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+            wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, "unreadiness", seconds=5)
+        assert [one.result().status_code for one in asked] == [200, 200]
+        assert server.process.wait(_LIVENESS) == 0
+
+
+# The beginning
+
+
+def test_serves_without_torch(server: Server) -> None:
+    """Every test of `server` runs where torch cannot be imported."""
+    assert server.predict(picture("blue")).json()["results"][0]["label"] == "blue"
+    for process in (server.process.pid, *server.workers):
+        assert b"PYTHONPATH=" in Path(f"/proc/{process}/environ").read_bytes()
+        assert "libtorch" not in Path(f"/proc/{process}/maps").read_text()
+
+
+def _refusal(target: Path, folder: Path, **settings: Any) -> str:
+    """The one line with which a server refuses to start."""
+    process = launch(target, folder / "refusal.log", **settings)
+    try:
+        assert process.wait(_LIVENESS) == 1
+    finally:
+        process.kill()
+        process.wait()
+    (line,) = (folder / "refusal.log").read_text().splitlines()
+    return line
+
+
+def test_refuses_what_is_no_bundle(tmp_path: Path) -> None:
+    assert "no such bundle" in _refusal(tmp_path / "missing", tmp_path)
+
+
+def test_refuses_a_changed_byte(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle").path
+    model = bundle / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    assert "does not match its hash" in _refusal(bundle, tmp_path)
+
+
+def test_refuses_a_model_of_nan(tmp_path: Path) -> None:
+    model = tiny_model()
+    (bias,) = [one for one in model.graph.initializer if one.name == "bias"]
+    bias.raw_data = struct.pack("<3f", float("nan"), 0, 0)
+    assert "golden" in _refusal(write_tiny_bundle(tmp_path / "bundle", model=model).path, tmp_path)
+
+
+def test_refuses_external_data(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(12))
+    model = tiny_model()
+    (bias,) = [one for one in model.graph.initializer if one.name == "bias"]
+    set_external_data(bias, location="../secret")
+    bias.ClearField("raw_data")
+    assert bias.data_location == onnx.TensorProto.EXTERNAL
+    bundle = write_tiny_bundle(tmp_path / "bundle", model=model).path
+    assert "outside the model file" in _refusal(bundle, tmp_path)
+
+
+def test_refuses_a_port_in_use(server: Server, tiny_bundle: Path, tmp_path: Path) -> None:
+    port = int(server.url.rpartition(":")[2])
+    assert f"port {port}" in _refusal(tiny_bundle, tmp_path, port=port)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValidationError):
+        ServeSettings(queue=0)
+    with pytest.raises(ValidationError, match="max_held_bytes"):
+        ServeSettings(max_body_bytes=2, max_held_bytes=1)
+    with pytest.raises(ValidationError):
+        ServeSettings.model_validate({"unlimited": True})
