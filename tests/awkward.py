@@ -369,7 +369,7 @@ VARIANTS: dict[str, tuple[Callable[[], bytes], ...]] = {
     "MPO": (SMALL["MPO"],),
     "HEIF": (lambda: heic(picture(64, 48)), lambda: heic(picture(64, 32), orientation=6)),
 }
-"""Files of each format that together reach most of its decoder; what the mutators start from. HEIF needs pillow-heif."""
+"""Files that together reach most of its decoder; the mutators start here. HEIF needs pillow-heif."""
 
 
 # ------------------------------------------------------------------------------------------------ mutation

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from digits import write_digits
+from holotype import TrainResult
 from tiny import write_tiny_bundle
+
+SMALL = {"data": {"size": 64}, "augment": {"flip": 0.0}}
+"""Overrides that make a run on the digits quick; a mirrored digit is a wrong label."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +30,27 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real bundle with classes red, green and blue; read-only to tests."""
     return write_tiny_bundle(tmp_path_factory.mktemp("tiny") / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 120 real handwritten digits of 3 classes with train, validation and test; read-only."""
+    return write_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture(scope="session")
+def probe(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run of preset probe on `digits` at 64 pixels; read-only."""
+    from holotype import train
+
+    runs = tmp_path_factory.mktemp("runs")
+    return train(digits, name="probe", preset="probe", overrides=SMALL, runs=runs)
+
+
+@pytest.fixture(scope="session")
+def tuned(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run with two epochs of fine-tuning on `digits` at 64 pixels; read-only."""
+    from holotype import train
+
+    overrides = {**SMALL, "fit": {"epochs": 2, "deterministic": True}}
+    return train(digits, name="tuned", overrides=overrides, runs=tmp_path_factory.mktemp("runs"))

@@ -186,6 +186,25 @@ def test_the_larger_a_jpeg_the_fewer_scans_it_may_have():
     refused(bomb, BrokenImageError, match="more than the 40 allowed at its size")
 
 
+@pytest.mark.parametrize("scans", [5, 300])
+def test_a_sequential_jpeg_may_be_written_in_several_scans_but_not_in_hundreds(scans):
+    grey = encode(picture(64, 48)[..., 0], "JPEG")
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    components = b"\x03" + b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    header = grey[:frame] + b"\xff\xc0\x00\x11" + grey[frame + 4 : frame + 9] + components
+    data = header + grey[frame + 13 : scan] + grey[scan:-2] * scans + b"\xff\xd9"
+    if scans == 5:
+        read_pixels(data, spec=SPEC)
+    else:
+        refused(data, BrokenImageError, match="JPEG with 300 scans")
+
+
+def test_a_scan_hidden_behind_a_marker_without_length_is_counted():
+    data = awkward.progressive_jpeg(extra_scans=300)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    refused(data[:second] + b"\xff\x01" + data[second:], BrokenImageError, match="JPEG with 310 scans")
+
+
 def test_an_ordinary_progressive_jpeg_with_a_thumbnail_and_a_video_behind_it_is_read():
     photo = encode(picture(64, 48), "JPEG", progressive=True)
     thumbnail = encode(picture(16, 12), "JPEG", progressive=True)

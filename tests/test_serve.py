@@ -96,7 +96,15 @@ class Server:
         return answer
 
     def wait_waiting(self, count: int) -> None:
-        wait_for(lambda: self.info()["waiting"] == count, f"{count} images in the line")
+        """Wait until `count` images are in the line of a stalled process, and one in the process itself."""
+
+        def reached() -> bool:
+            with httpx.Client(base_url=self.url, timeout=_LIVENESS) as client:
+                info = client.get("/info").json()
+            return (info["waiting"], info["executing"]) == (count, 1)
+
+        wait_for(reached, f"{count} images in the line")
+        time.sleep(0.1)  # the one taken is on its way into the process
 
     def wait_ready(self) -> None:
         wait_for(lambda: self.client.get("/readyz").status_code == 200, "ready")
@@ -288,6 +296,7 @@ def test_health_info_and_openapi(server: Server, tiny_bundle: Path) -> None:
     assert {"multipart/form-data", "application/octet-stream"} <= set(predict["requestBody"]["content"])
     documented = {"200", "400", "408", "413", "415", "422", "429", "503", "504"}
     assert documented <= set(predict["responses"])
+    assert predict["parameters"][0]["schema"] == {"type": "integer", "minimum": 1, "maximum": 3}
     schema = predict["responses"]["422"]["content"]["application/json"]["schema"]
     assert schema["$ref"].endswith("/Failed")
 
@@ -373,7 +382,8 @@ def test_one_poison_image_in_32(server: Server) -> None:
 
 
 def test_declared_length_over_the_limit(server: Server) -> None:
-    refused(server.predict(bytes(11 * 2**20)), 413)
+    refused(server.predict(bytes(10 * 2**20 + 1)), 413)
+    refused(server.predict(bytes(10 * 2**20)), 415)
 
 
 def test_chunked_body_over_the_limit(small: Server) -> None:
@@ -519,7 +529,7 @@ def test_several_images_are_admitted_whole_or_not_at_all(small: Server) -> None:
         assert small.info()["waiting"] == 2
         with ThreadPoolExecutor(1) as clients:
             pair = clients.submit(small.client.post, "/predict", files=files(picture("red"), picture("blue")))
-            wait_for(lambda: httpx.get(f"{small.url}/info").json()["waiting"] == 4, "a full line")
+            small.wait_waiting(4)
             for worker in small.workers:
                 os.kill(worker, signal.SIGCONT)
             assert [result["label"] for result in pair.result().json()["results"]] == ["red", "blue"]
@@ -599,7 +609,7 @@ def test_killed_process_costs_its_image_only(tiny_bundle: Path, tmp_path: Path) 
             several = clients.submit(
                 server.client.post, "/predict", files=files(*(picture(colour) for colour in CLASSES))
             )
-            wait_for(lambda: httpx.get(f"{server.url}/info").json()["waiting"] == 2, "two waiting")
+            server.wait_waiting(2)
             os.kill(worker, signal.SIGKILL)
             results = several.result().json()["results"]
         assert results[0]["error"]["status"] == 503

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,8 +141,10 @@ def open_bundle(target: Path | str) -> Bundle:
     try:
         raw = json.loads(file.read_bytes())
         claimed = raw.pop("hash")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BundleError(f"unreadable manifest ({error})", where=file, fix="restore the bundle") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise BundleError(
+            f"unreadable manifest ({type(error).__name__}: {error})", where=file, fix="restore the bundle"
+        ) from error
     version = raw.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(
@@ -178,8 +181,11 @@ def _verify(folder: Path, payload: Payload) -> None:
 def write_bundle(target: Path, manifest: Manifest, *, files: Mapping[PayloadName, Path]) -> Bundle:
     """Copy `files` and write the manifest as one atomic step; an existing bundle at `target` is replaced.
 
-    A file keeps its name; the two of OpenVINO go to `openvino/`.
+    A file keeps its name; the two of OpenVINO go to `openvino/`. `BundleError` where `target` is something
+    else than a bundle or an empty folder.
     """
+    if target.exists() and not (target / MANIFEST).is_file() and not _is_empty_folder(target):
+        raise BundleError("is in the way and not a bundle", where=target, fix="choose another path")
     with replace_folder(target) as folder:
         payloads: dict[PayloadName, Payload] = {}
         for name, source in files.items():
@@ -196,6 +202,10 @@ def write_bundle(target: Path, manifest: Manifest, *, files: Mapping[PayloadName
     return Bundle(path=target, manifest=complete, hash=digest)
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
+
+
 def write_golden(file: Path, golden: Golden) -> None:
     np.savez_compressed(file, images=golden.images, logits=golden.logits)
 
@@ -205,8 +215,13 @@ def read_golden(bundle: Bundle) -> Golden:
     file = bundle.payload("golden")
     if file is None:
         raise BundleError("no golden inputs, so nothing proves that it still works", where=bundle.path)
-    with np.load(file, allow_pickle=False) as arrays:
-        return Golden(images=arrays["images"], logits=arrays["logits"])
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return Golden(images=arrays["images"], logits=arrays["logits"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise BundleError(
+            f"unreadable golden inputs ({error})", where=file, fix="restore the bundle"
+        ) from error
 
 
 def hash_file(file: Path) -> str:
@@ -251,11 +266,16 @@ def replace_folder(target: Path) -> Iterator[Path]:
         _sync(scratch)
         if target.exists():
             target.rename(retired)
-        scratch.rename(target)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if retired.exists():
+                retired.rename(target)
+            raise
         _sync(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

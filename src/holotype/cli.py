@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from holotype.config import PredictConfig
     from holotype.predictor import Prediction
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     name="holotype",
@@ -151,6 +151,8 @@ def train(
             },
             lambda: terminal.show_report(result.report, result.folder),
         )
+    if result.interrupted:
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -383,10 +385,11 @@ def _predict(
 
 def main() -> None:
     """Run the command line; every user-facing error is one line on stderr and a non-zero exit code."""
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code and prints errors as one line on stderr."""
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="holotype", standalone_mode=False)

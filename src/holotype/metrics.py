@@ -177,7 +177,7 @@ def macro_f1(matrices: npt.NDArray[np.int64]) -> Floats:
 
 @dataclass(frozen=True)
 class _Margins:
-    """All that the metrics need of B confusion matrices: diagonal, row and column sums, `int64[B, C]` each."""
+    """What metrics need of B confusion matrices: diagonal, row sums and column sums, each `int64[B, C]`."""
 
     right: Counts
     labelled: Counts

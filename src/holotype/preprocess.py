@@ -12,6 +12,7 @@ import io
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Literal, NamedTuple
@@ -68,7 +69,7 @@ _DRAFT_HEADROOM = 1.5
 # file with hundreds of them decodes for minutes.
 _EXPECTED_SCANS, _MAX_SCANS = 20, 100
 _MAX_SCANNED_PIXELS = 1_000_000_000
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",  # and MPO, which Pillow opens as JPEG first
@@ -183,7 +184,7 @@ def _open_upright(
         )
     factor = 1
     if image.format in ("JPEG", "MPO"):
-        _refuse_scan_bomb(data, pixels=full_width * full_height)
+        _refuse_scan_bomb(data, image)
         factor = _draft(image, spec=spec, region=region)
     _fix_transparent_value(image)
     try:
@@ -281,23 +282,26 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def _refuse_scan_bomb(data: bytes, *, pixels: int) -> None:
+def _refuse_scan_bomb(data: bytes, image: Image.Image) -> None:
+    first = next(_scan_headers(data), None)
+    if first is None or (not image.info.get("progressive") and data[first + 2] == len(image.getbands())):
+        return  # all components in one scan: the decoder stops behind it
+    budget = min(_MAX_SCANS, max(_MAX_SCANNED_PIXELS // (image.width * image.height), _EXPECTED_SCANS))
     # Counting a byte pair is fast and never too low; a video appended by a phone makes it too high.
-    budget = min(_MAX_SCANS, max(_MAX_SCANNED_PIXELS // pixels, _EXPECTED_SCANS))
-    if data.count(b"\xff\xda") > budget and (scans := _count_scans(data)) > budget:
+    if data.count(b"\xff\xda") > budget and (scans := sum(1 for _ in _scan_headers(data))) > budget:
         raise BrokenImageError(f"JPEG with {scans} scans, more than the {budget} allowed at its size")
 
 
-def _count_scans(data: bytes) -> int:
-    """Scans of the first image in a JPEG file: a walk over its markers up to the end of that image."""
-    scans, position = 0, 2
+def _scan_headers(data: bytes) -> Iterator[int]:
+    """Where the scans of the first image in a JPEG file start: a walk over its markers, as libjpeg walks."""
+    position = 2
     while found := _MARKER.search(data, position):
         marker, position = found[1], found.end()
         if marker == b"\xd9":
-            break
-        scans += marker == b"\xda"
+            return
+        if marker == b"\xda" and position + 2 < len(data):
+            yield position
         position += max(int.from_bytes(data[position : position + 2], "big"), 2)
-    return scans
 
 
 def _draft(image: Image.Image, *, spec: Preprocess, region: Box | None) -> int:

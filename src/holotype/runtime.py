@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from holotype.bundle import Bundle, read_golden
-from holotype.errors import BundleError, require
+from holotype.bundle import Bundle, Golden, read_golden
+from holotype.errors import BundleError, ConfigError, require
 from holotype.policy import probabilities
 from holotype.preprocess import Pixels
 
@@ -75,20 +75,28 @@ def open_runtime(
         "openvino": lambda: _open_openvino(bundle, threads=count),
         "torch": lambda: _open_torch(bundle, device=device),
     }
+    if name not in open_one:
+        raise ConfigError(f"unknown runtime {name!r}", fix=f"choose one of: {', '.join(NAMES)}")
     return open_one[name]()
 
 
 def verify_golden(runtime: Runtime, bundle: Bundle) -> None:
     """Run the golden inputs; `BundleError` when the probabilities differ from the stored ones by > 1e-3."""
-    golden = read_golden(bundle)
-    policy = bundle.manifest.policy
-    logits = runtime.run(golden.images).logits
-    if logits.shape[1] != len(bundle.manifest.classes):
+    golden = _golden_that_fits(bundle)
+    try:
+        logits = runtime.run(golden.images).logits
+    except Exception as error:
         raise BundleError(
-            f"the model has {logits.shape[1]} outputs, the manifest {len(bundle.manifest.classes)} classes",
+            f"the model fails on its golden inputs under {runtime.name} ({error})", where=bundle.path
+        ) from error
+    if logits.shape != golden.logits.shape:
+        raise BundleError(
+            f"the model gives logits {logits.shape}, the manifest and golden outputs {golden.logits.shape}",
             where=bundle.path,
         )
-    got, wanted = probabilities(logits, policy=policy), probabilities(golden.logits, policy=policy)
+    policy = bundle.manifest.policy
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN, which is refused below
+        got, wanted = probabilities(logits, policy=policy), probabilities(golden.logits, policy=policy)
     gap = float(np.abs(got - wanted).max())
     if not gap <= _GOLDEN_TOLERANCE:  # also true for NaN
         raise BundleError(
@@ -98,22 +106,45 @@ def verify_golden(runtime: Runtime, bundle: Bundle) -> None:
         )
 
 
+def _golden_that_fits(bundle: Bundle) -> Golden:
+    golden = read_golden(bundle)
+    count, spec = len(golden.images), bundle.manifest.preprocess
+    images, logits = (count, spec.height, spec.width, 3), (count, len(bundle.manifest.classes))
+    if count == 0 or golden.images.shape != images or golden.logits.shape != logits:
+        raise BundleError(
+            f"golden arrays {golden.images.shape} and {golden.logits.shape} should be {images} and {logits} "
+            "by the manifest",
+            where=bundle.path,
+        )
+    return golden
+
+
 def refuse_external_data(file: Path) -> None:
     """`BundleError` where an ONNX file keeps tensors in other files: they could be any file here."""
     import onnx
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx.load(file, format="protobuf", load_external_data=False)
     except Exception as error:
         raise BundleError(f"not a readable ONNX model ({type(error).__name__})", where=file) from error
-    for tensor in _get_all_tensors(model):
-        if uses_external_data(tensor):
+    for message in _messages(model):
+        if not isinstance(message, onnx.TensorProto):
+            continue
+        if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
             raise BundleError(
-                f"tensor {tensor.name!r} points to data outside the model file",
+                f"tensor {message.name!r} points to data outside the model file",
                 where=file,
                 fix="save the model with its weights inside",
             )
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protobuf message and all inside it: subgraphs, functions, attributes, sparse tensors hold tensors."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                yield from _messages(part)
 
 
 def load_onnx(file: Path, *, threads: int) -> Runtime:
@@ -167,26 +198,35 @@ class _OpenVinoRuntime:
         return Outputs(np.array(result["logits"]), np.array(result["embedding"]))
 
 
-def _open_openvino(bundle: Bundle, *, threads: int) -> Runtime:
-    file = bundle.payload("openvino") or bundle.payload("onnx")
-    if file is None:
-        raise BundleError(
-            "has neither an OpenVINO nor an ONNX model",
-            where=bundle.path,
-            fix="run: holotype export BUNDLE --format openvino",
-        )
-    return open_openvino(file, threads=threads)
-
-
-def open_openvino(file: Path, *, threads: int) -> Runtime:
-    """An OpenVINO IR or ONNX file of ours in OpenVINO, on the CPU, in fp32."""
+def open_openvino(file: Path, *, threads: int, weights: Path | None = None) -> Runtime:
+    """An OpenVINO or ONNX model of ours, on the CPU; an OpenVINO one takes the .bin beside it by default."""
     openvino = require("openvino", extra="openvino", purpose="the OpenVINO runtime")
     if file.suffix == ".onnx":
         refuse_external_data(file)
     # Left alone, OpenVINO picks bf16 where the CPU has it, which moves probabilities beyond the parity gate.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(file)) if weights is None else core.read_model(str(file), str(weights))
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO cannot load it ({error})", where=file) from error
     return _OpenVinoRuntime(request=compiled.create_infer_request())
+
+
+def _open_openvino(bundle: Bundle, *, threads: int) -> Runtime:
+    model, weights, onnx = (bundle.payload(name) for name in ("openvino", "openvino_weights", "onnx"))
+    if model is not None:
+        if weights is None:  # OpenVINO would take any file beside the model, whose hash nobody checked
+            raise BundleError("has an OpenVINO model without its weights", where=bundle.path)
+        return open_openvino(model, threads=threads, weights=weights)
+    if onnx is not None:
+        return open_openvino(onnx, threads=threads)
+    raise BundleError(
+        "has neither an OpenVINO nor an ONNX model",
+        where=bundle.path,
+        fix="run: holotype export BUNDLE --format openvino",
+    )
 
 
 @dataclass(frozen=True)
@@ -205,10 +245,10 @@ class _TorchRuntime:
 
 
 def _open_torch(bundle: Bundle, *, device: str) -> Runtime:
-    torch = require("torch", extra="train", purpose="the torch runtime")
     architecture, weights = bundle.payload("architecture"), bundle.payload("weights")
     if architecture is None or weights is None:
         raise BundleError("has no torch weights", where=bundle.path, fix="use --runtime onnxruntime")
+    torch = require("torch", extra="train", purpose="the torch runtime")
     from holotype.models import Architecture, build
 
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

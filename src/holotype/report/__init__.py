@@ -54,8 +54,8 @@ __all__ = [
 def write_report(folder: Path, report: Report, *, predictions: Predictions, thumbnail: Thumbnail) -> None:
     """Write `report.json`, `confusion_matrix.png` and a self-contained `report.html` to `folder`.
 
-    `predictions` are those `report` was built from. `thumbnail` gives PNG or JPEG bytes for an image path of
-    theirs, or None. `MissingExtraError` where matplotlib or Jinja2 is not installed; the JSON is then written.
+    `predictions` are those `report` was built from. `thumbnail` gives PNG or JPEG bytes for one of their
+    paths, or None. `MissingExtraError` where matplotlib or Jinja2 is missing, but after writing the JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.json", report.model_dump_json(indent=1) + "\n")

@@ -100,9 +100,9 @@ class UnreadableFile(_Part):
 class DatasetSummary(_Part):
     """The dataset behind the predictions.
 
-    `counts` maps class → split → images. `deviation` is, by class, the largest difference between the share of
-    its images that a split got and the share it was to get (0.02 is two percentage points); None where the
-    split was given, not made.
+    `counts` maps class → split → images. `deviation` is, by class, the largest difference between the share
+    of its images that a split got and the share it was to get (0.02 is two percentage points); None where
+    the split was given, not made.
     """
 
     path: Text
@@ -121,7 +121,7 @@ class BundleSummary(_Part):
 
 
 class ConfusedPair(_Part):
-    """`count` images of class `label` were called `predicted`; `paths` are the up to 4 most certain of them."""
+    """`count` images of class `label` were called `predicted`; `paths` are the 4 most certain of them."""
 
     label: Text
     predicted: Text
@@ -143,8 +143,8 @@ class Report(_Part):
     """Contents of `report.json`.
 
     `mistakes` holds up to 24 wrong answers, the most certain first; `confused` up to 12 pairs, the most
-    frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is how long
-    the predictions took.
+    frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is the
+    time from the start of the command to this report.
     """
 
     metrics: Metrics

@@ -7,8 +7,8 @@ confusion matrix blue is right and orange is wrong: the two stay apart for every
 from __future__ import annotations
 
 import functools
-import io
 import itertools
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops, ImageOps
 
 from holotype.metrics import Predictions, ReliabilityBins, expected_calibration_error, reliability_bins
 from holotype.report.contract import Confusion, HistoryRow
@@ -88,15 +88,15 @@ def confusion_png(confusion: Confusion, file: Path, *, theme: Theme = LIGHT) -> 
         _heat_map(axes, values, grid=grid, theme=theme, percent=panel == 1)
         _name_axes(axes, labels, grid=grid, theme=theme, rows=panel == 0 or not grid.beside)
         axes.set_title(title, loc="left", **_title(theme))
-    _save(figure, file)
+    _save(figure, file, theme=theme)
 
 
 def reliability_png(predictions: Predictions, file: Path, *, theme: Theme = LIGHT) -> None:
-    """Accuracy against confidence in 15 bins with 95 % intervals (Wilson 1927), and the images in each bin."""
+    """Accuracy against confidence in 15 bins, with 95 % intervals (Wilson 1927) and the images in each."""
     bins = reliability_bins(predictions.labels, predictions.probabilities)
-    figure = _figure(5.6, 6.2, theme=theme)
-    upper = figure.add_axes((0.12, 0.36, 0.85, 0.56))
-    lower = figure.add_axes((0.12, 0.09, 0.85, 0.18))
+    figure = _figure(5.9, 6.2, theme=theme)
+    upper = figure.add_axes((0.13, 0.37, 0.8, 0.55))
+    lower = figure.add_axes((0.13, 0.1, 0.8, 0.18))
     _reliability_bars(upper, bins, theme=theme)
     _bin_counts(lower, bins.count, theme=theme)
     error = expected_calibration_error(predictions.labels, predictions.probabilities)
@@ -105,7 +105,7 @@ def reliability_png(predictions: Predictions, file: Path, *, theme: Theme = LIGH
     means = f"accuracy {accuracy:.1%}, mean confidence {confidence:.1%}".replace("%", " %")
     upper.set_title(f"ECE {error:.1%}".replace("%", " %"), loc="left", **_title(theme))
     upper.set_title(means, color=theme.soft, fontsize=8.5, loc="right", pad=8)
-    _save(figure, file)
+    _save(figure, file, theme=theme)
 
 
 def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIGHT) -> bool:
@@ -127,7 +127,7 @@ def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIG
         title = "Loss" if names is _LOSSES else _best(curves)
         axes.set_title(title, loc="left", **_title(theme) | {"pad": 22})
     figure.subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.13, wspace=0.16)
-    _save(figure, file)
+    _save(figure, file, theme=theme)
     return True
 
 
@@ -183,7 +183,7 @@ def _grid(labels: Sequence[str]) -> _Grid:
     if classes > 120:
         cell = 15 / classes
     grid = _Grid(classes=classes, cell=cell, beside=beside, label=0)
-    widest = max(map(len, labels)) * 0.56 * grid.font / _POINTS
+    widest = max(map(_ems, labels)) * grid.font / _POINTS
     return _Grid(classes=classes, cell=cell, beside=beside, label=widest)
 
 
@@ -191,8 +191,7 @@ def _heat_map(axes: Axes, values: Floats, *, grid: _Grid, theme: Theme, percent:
     """Tiles: the diagonal blue on a linear scale, mistakes orange on a root scale, so that few still show."""
     from matplotlib.colors import Normalize, PowerNorm
 
-    numbers = [[_cell(v, percent=percent) for v in row] for row in values]
-    longest = max(len(text) for row in numbers for text in row)
+    longest = max(len(_cell(value, percent=percent)) for value in np.unique(values))
     font = min(10.0, 0.42 * grid.cell * _POINTS, 1.45 * grid.cell * _POINTS / longest)
     diagonal = np.eye(len(values), dtype=bool)
     most = 100.0 if percent else float(values.max())
@@ -202,15 +201,16 @@ def _heat_map(axes: Axes, values: Floats, *, grid: _Grid, theme: Theme, percent:
         (diagonal, _ramp(theme.right), Normalize(0, most)),
         (~diagonal, _ramp(theme.wrong), PowerNorm(0.5, 0, most_wrong)),
     )
-    for number, (mask, ramp, norm) in enumerate(layers):
+    for layer, (mask, ramp, norm) in enumerate(layers):
         shown = mask & (values > 0)
         axes.imshow(np.ma.array(values, mask=~shown), cmap=ramp, norm=norm, interpolation="nearest")
         if font >= _LEGIBLE:
             for i, j in np.argwhere(shown):
                 colour = _readable_on(ramp(norm(values[i, j])))
-                axes.text(j, i, numbers[i][j], ha="center", va="center", fontsize=font, color=colour)
+                number = _cell(values[i, j], percent=percent)
+                axes.text(j, i, number, ha="center", va="center", fontsize=font, color=colour)
         else:
-            _colour_bar(axes, ramp, norm, position=number, theme=theme, panel=grid.panel)
+            _colour_bar(axes, ramp, norm, position=layer, theme=theme, panel=grid.panel)
     if grid.cell > 0.12:
         edges = np.arange(len(values) + 1) - 0.5
         axes.hlines(edges, -0.5, len(values) - 0.5, color=theme.paper, linewidth=min(1.2, grid.cell * 4))
@@ -237,21 +237,31 @@ def _colour_bar(
 
 
 def _name_axes(axes: Axes, labels: Sequence[str], *, grid: _Grid, theme: Theme, rows: bool) -> None:
-    step = -(-len(labels) // 120)
-    positions = range(0, len(labels), step)
-    named = [labels[i] for i in positions]
-    fits = max(map(len, labels)) * 0.6 * grid.font < grid.cell * _POINTS
-    turn = 0 if fits else 45 if grid.beside else 90
-    font: dict[str, Any] = {"fontsize": grid.font, "color": theme.ink, "fontfamily": list(_fonts())}
-    font["parse_math"] = False  # a dollar sign in a class name is no formula
-    across = font | ({"ha": "right", "rotation_mode": "anchor"} if turn == 45 else {})
-    axes.set_xticks(positions, labels=named, rotation=turn, **across)
-    axes.set_yticks(positions, labels=named if rows else [""] * len(named), **font)
-    axes.tick_params(length=0, pad=4)
-    axes.set_xlabel("predicted", color=theme.soft, fontsize=9, labelpad=6)
-    if rows:
-        axes.set_ylabel("true", color=theme.soft, fontsize=9, labelpad=6)
+    """Class names along both sides: plain texts, since a hundred ticks cost seconds to lay out."""
+    axes.xaxis.set_visible(False)
+    axes.yaxis.set_visible(False)
     axes.spines[:].set_visible(False)
+    style: dict[str, Any] = {"fontsize": grid.font, "color": theme.ink, "fontfamily": list(_fonts())}
+    style["parse_math"] = False  # a dollar sign in a class name is no formula
+    fits = max(map(_ems, labels)) * grid.font < grid.cell * _POINTS - 4
+    turn = 0 if fits else 45 if grid.beside else 90
+    across: dict[str, Any] = {"rotation": turn, "va": "top", "ha": "right" if turn == 45 else "center"}
+    if turn == 45:
+        across |= {"rotation_mode": "anchor"}
+    edge, gap = len(labels) - 0.5, 0.06 / grid.cell
+    for position in range(0, len(labels), -(-len(labels) // 120)):
+        axes.text(position, edge + gap, labels[position], **across, **style)
+        if rows:
+            axes.text(-0.5 - gap, position, labels[position], ha="right", va="center", **style)
+    depth = {0: 1.2 * grid.font / _POINTS, 45: 0.68 * grid.label, 90: 0.95 * grid.label}[turn]
+    aside: dict[str, Any] = {"fontsize": 9, "color": theme.soft}
+    middle = len(labels) / 2 - 0.5
+    axes.text(
+        middle, edge + 2 * gap + (depth + 0.08) / grid.cell, "predicted", ha="center", va="top", **aside
+    )
+    if rows:
+        left = -0.5 - gap - (0.95 * grid.label + 0.08) / grid.cell
+        axes.text(left, middle, "true", ha="right", va="center", rotation=90, **aside)
 
 
 _FAMILIES = (
@@ -289,6 +299,12 @@ def _label(name: str, *, position: int) -> str:
     if not shown or not {ord(c) for c in shown} <= drawable:
         return f"#{position}"
     return shown if len(shown) <= 22 else f"{shown[:12]}…{shown[-9:]}"
+
+
+def _ems(label: str) -> float:
+    """Width of a label in units of its font size, rather too much than too little."""
+    wide = {c for c in label if c in "mwMW@%" or unicodedata.east_asian_width(c) in "WF"}
+    return sum(1.0 if c in wide else 0.75 if c.isupper() else 0.6 for c in label)
 
 
 def _ramp(ends: tuple[str, str]) -> Colormap:
@@ -434,12 +450,9 @@ def _mark_stages(axes: Axes, stages: Sequence[str], *, theme: Theme) -> None:
 
 
 def _figure(width: float, height: float, *, theme: Theme) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=theme.paper)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=_DPI, facecolor=theme.paper)
 
 
 def _title(theme: Theme) -> dict[str, Any]:
@@ -461,17 +474,18 @@ def _tidy(axes: Axes, *, theme: Theme, percent: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 
 
-def _save(figure: Figure, file: Path) -> None:
-    """Write a PNG of 256 colours: flat figures lose nothing visible and shrink to a third."""
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer,
-        format="png",
-        dpi=_DPI,
-        bbox_inches="tight",
-        pad_inches=0.15,
-        pil_kwargs={"compress_level": 1},
-    )
-    with Image.open(buffer) as image:
-        flat = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+def _save(figure: Figure, file: Path, *, theme: Theme) -> None:
+    """Draw once, cut the margins to the ink, and write a PNG of 256 colours.
+
+    Flat figures lose nothing visible by the palette and shrink to a third.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    image = Image.fromarray(drawn).convert("RGB")
+    ink = ImageChops.difference(image, Image.new("RGB", image.size, theme.paper)).getbbox()
+    image = ImageOps.expand(image.crop(ink), border=_DPI // 8, fill=theme.paper)
+    flat = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     flat.save(file, format="PNG", dpi=(_DPI, _DPI))

@@ -53,6 +53,11 @@ class Line:
         return len(self._waiting)
 
     @property
+    def executing(self) -> int:
+        """Images that a process has taken and not answered."""
+        return self._executing
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

@@ -87,6 +87,7 @@ class Info(Served):
     workers_ready: int
     threads: int
     waiting: int = Field(description="images admitted and not yet executing")
+    executing: int
     limits: dict[str, int | float]
 
 

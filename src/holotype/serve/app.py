@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -84,6 +84,7 @@ def create_app(desk: Desk, *, version: str) -> FastAPI:
     app.add_exception_handler(Exception, _say_internal)
     _add_health(app, desk)
     _add_predict(app, desk)
+    app.openapi = _with_class_count(app.openapi, desk)  # type: ignore[method-assign] # as FastAPI documents
     return app
 
 
@@ -114,6 +115,7 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
             workers=settings.workers,
             workers_ready=desk.line.workers,
             waiting=desk.line.waiting,
+            executing=desk.line.executing,
             threads=settings.threads_each,
             limits=limits,
         )
@@ -154,6 +156,19 @@ def _add_predict(app: FastAPI, desk: Desk) -> None:
             desk.active -= 1
         elapsed = 1000 * (time.perf_counter() - began)
         return Predictions(results=replies, bundle=served.bundle, milliseconds=round(elapsed, 3))
+
+
+def _with_class_count(describe: Callable[[], dict[str, Any]], desk: Desk) -> Callable[[], dict[str, Any]]:
+    """Add to the OpenAPI document what only the loaded bundle knows: the largest `top`."""
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        if served := desk.pool.served:
+            (top,) = document["paths"]["/predict"]["post"]["parameters"]
+            top["schema"] = {"type": "integer", "minimum": 1, "maximum": len(served.classes)}
+        return document
+
+    return described
 
 
 def _checked_top(top: int | None, *, classes: int) -> int:

@@ -19,32 +19,33 @@ class LingeringClose:
 
     Such a connection cannot be used again, and closing it with bytes unread makes TCP destroy the response
     on its way. So the response says `Connection: close`, is sent whole, and what still comes is thrown away,
-    for at most a second and `max_bytes`, before the connection is closed.
+    for at most a second and `max_bytes`, before the connection is closed. Where the rest of the body has
+    arrived by now, it is thrown away first, and the connection lives on.
     """
 
     app: ASGIApp
     max_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        headers = Headers(scope=scope)
+        if scope["type"] != "http" or not _has_body(headers):
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        complete = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        complete = False
 
         async def watched_receive() -> Message:
             nonlocal complete
             message = await receive()
-            complete = complete or not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             return message
 
         async def lingering_send(message: Message) -> None:
-            if complete:
-                await send(message)
-            elif message["type"] == "http.response.start":
-                MutableHeaders(raw=message["headers"])["Connection"] = "close"
-                await send(message)
-            elif message.get("more_body", False):
+            nonlocal complete
+            if not complete and message["type"] == "http.response.start":
+                complete = "expect" not in headers and await _is_all_here(receive)
+                if not complete:
+                    MutableHeaders(raw=message["headers"])["Connection"] = "close"
+            if complete or message["type"] == "http.response.start" or message.get("more_body", False):
                 await send(message)
             else:
                 await send({**message, "more_body": True})
@@ -64,3 +65,20 @@ class LingeringClose:
                         return
         except TimeoutError:
             return
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+async def _is_all_here(receive: Receive) -> bool:
+    """Take what has arrived of the body, without waiting; True where that is the rest of it."""
+    for _ in range(4):  # or a fast client could keep it here for ever
+        receiving = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        if not receiving.done():
+            receiving.cancel()
+            return False
+        if not receiving.result().get("more_body", False):
+            return True
+    return False

@@ -33,7 +33,8 @@ __all__ = ["Pool"]
 _LOAD_SECONDS = 120.0
 # How long a death in idleness, or the end of the server, may go unnoticed.
 _GLANCE_SECONDS = 0.2
-_MAX_PAUSE_SECONDS = 2.0
+# Before one that died is replaced, longer each time it happens again soon.
+_PAUSES_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 _MAX_REPLY_BYTES = 16 * 2**20
 
 
@@ -113,6 +114,7 @@ class Pool:
                 reason = str(error)
             else:
                 order = replace(order, bundle_hash=worker.served.bundle)
+                self._line.join()
                 if not first.done():
                     first.set_result(worker.served)
                 began = time.monotonic()
@@ -120,14 +122,13 @@ class Pool:
                 failures = 0 if time.monotonic() - began > 10 else failures
             if not self._line.closed:
                 note(f"an inference process is gone ({reason}); starting another")
-                self._line.rest(seconds=min(0.1 * 2**failures, _MAX_PAUSE_SECONDS))
+                self._line.rest(seconds=_PAUSES_SECONDS[min(failures, len(_PAUSES_SECONDS) - 1)])
                 failures += 1
         if not first.done():
             first.set_exception(ServerError("stopped while loading"))
 
     def _employ(self, worker: _Worker) -> str:
-        """Feed `worker` until it is lost or the line closes; returns why it ended."""
-        self._line.join()
+        """Feed `worker`, which has joined the line, until it is lost or the line closes; returns why."""
         try:
             while worker.alive and not self._line.closed:
                 job = self._line.take(seconds=_GLANCE_SECONDS)
@@ -239,9 +240,8 @@ def _wait_loaded(pipe: Connection, process: SpawnProcess, *, line: Line) -> Serv
         raise ServerError(
             f"an inference process died while loading (exit code {process.exitcode})"
         ) from error
-    if "kind" in message:
-        kind = getattr(errors, message["kind"], ServerError)
-        raise kind(message["message"])
+    if failure := message.get("kind"):
+        raise getattr(errors, failure, ServerError)(message["message"])
     return Served.model_validate(message)
 
 

@@ -39,7 +39,10 @@ class ServeSettings(BaseModel):
         512 * _MEBIBYTE, ge=1, description="of all requests being read or waiting; beyond: 429"
     )
     max_pixels: int = Field(
-        Limits().max_pixels, ge=1, description="width x height of an image, from its header; beyond: 413"
+        Limits().max_pixels,
+        ge=1,
+        le=178_000_000,  # Pillow itself refuses more
+        description="width x height of an image, from its header; beyond: 413",
     )
     max_parts: int = Field(32, ge=1, le=1000, description="parts of a multipart request; beyond: 413")
     upload_seconds: float = Field(

@@ -1,0 +1,92 @@
+"""Logits become probabilities in one way, whatever their size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from holotype.policy import Policy, fit_temperature, probabilities
+
+LOGITS = np.array([[0.0, 1.0, 2.0], [3.0, 3.0, 3.0], [-1.0, 0.5, -2.0]], dtype=np.float32)
+
+
+def test_probabilities_follow_the_softmax_formula():
+    first = probabilities(LOGITS, policy=Policy())[0]
+    assert first == pytest.approx([0.09003057, 0.24472847, 0.66524096], abs=1e-8)
+    assert probabilities(LOGITS, policy=Policy())[1] == pytest.approx([1 / 3] * 3)
+
+
+def test_temperature_divides_the_logits():
+    warm = probabilities(LOGITS, policy=Policy(temperature=2.0))
+    assert np.allclose(warm, probabilities(LOGITS / 2, policy=Policy()))
+
+
+def test_temperature_never_changes_which_class_wins():
+    logits = np.random.default_rng(0).normal(size=(200, 7)) * 5
+    for temperature in (0.05, 0.5, 3.0, 20.0):
+        chances = probabilities(logits, policy=Policy(temperature=temperature))
+        assert np.array_equal(chances.argmax(axis=1), logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4, 1e30])
+def test_rows_sum_to_one_and_stay_finite_for_logits_of_any_size(scale):
+    logits = (np.random.default_rng(1).normal(size=(50, 9)) * scale).astype(np.float32)
+    chances = probabilities(logits, policy=Policy(temperature=0.1))
+    assert np.isfinite(chances).all()
+    assert chances.sum(axis=1) == pytest.approx(np.ones(50))
+
+
+def test_probabilities_are_double_precision_and_leave_the_logits_alone():
+    logits = LOGITS.astype(np.float64)
+    before = logits.copy()
+    assert probabilities(logits, policy=Policy()).dtype == np.float64
+    assert np.array_equal(logits, before)
+
+
+def test_a_single_class_is_certain():
+    assert probabilities(np.array([[-3.0]]), policy=Policy()).tolist() == [[1.0]]
+
+
+def test_nan_logits_stay_visible():
+    assert np.isnan(probabilities(np.array([[np.nan, 1.0]]), policy=Policy())).all()
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValidationError):
+        Policy(temperature=temperature)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValidationError):
+        Policy(threshold=0.5)
+
+
+@pytest.mark.parametrize("true_temperature", [0.3, 1.0, 4.0])
+def test_the_fitted_temperature_is_the_one_the_labels_were_drawn_with(true_temperature):
+    dice = np.random.default_rng(2)
+    logits = dice.normal(size=(20_000, 4)) * 3
+    chances = probabilities(logits, policy=Policy(temperature=true_temperature))
+    labels = (dice.random((len(logits), 1)) > chances.cumsum(axis=1)).sum(axis=1).clip(max=3)
+    assert fit_temperature(logits, labels) == pytest.approx(true_temperature, rel=0.05)
+
+
+def test_the_fitted_temperature_lowers_the_loss_of_an_overconfident_model():
+    dice = np.random.default_rng(3)
+    labels = dice.integers(0, 5, 2_000)
+    logits = np.eye(5)[np.where(dice.random(2_000) < 0.7, labels, dice.integers(0, 5, 2_000))] * 12
+    fitted = Policy(temperature=fit_temperature(logits, labels))
+
+    def loss(policy: Policy) -> float:
+        return float(-np.log(probabilities(logits, policy=policy)[np.arange(2_000), labels]).mean())
+
+    assert loss(fitted) < 0.5 * loss(Policy())
+    assert loss(fitted) <= min(loss(Policy(temperature=t)) for t in (0.1, 0.5, 2, 4, 6, 10, 20)) + 1e-6
+
+
+def test_a_temperature_that_would_run_away_stops_at_the_end_of_its_range():
+    always_right = np.eye(3) * 10
+    assert 0.03 < fit_temperature(always_right, np.arange(3)) < 0.2
+    always_wrong = np.roll(always_right, 1, axis=1)
+    assert 15 < fit_temperature(always_wrong, np.arange(3)) < 30
