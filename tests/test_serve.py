@@ -554,8 +554,10 @@ def test_client_that_leaves_frees_its_place(small: Server) -> None:
             asked = [
                 asyncio.create_task(client.post(f"{small.url}/predict", content=picture())) for _ in range(3)
             ]
-            while (await client.get(f"{small.url}/info")).json()["waiting"] != 2:
+            info: dict[str, Any] = {}
+            while (info.get("waiting"), info.get("executing")) != (2, 1):
                 await asyncio.sleep(0.02)
+                info = (await client.get(f"{small.url}/info")).json()
             for one in asked:
                 one.cancel()
 

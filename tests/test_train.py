@@ -43,7 +43,11 @@ class TestRun:
     def test_report_is_the_contract(self, probe: TrainResult) -> None:
         report = json.loads((probe.folder / "report.json").read_text())
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "ece"):
-            assert report["metrics"][name]["low"] <= report["metrics"][name]["value"] <= report["metrics"][name]["high"]
+            assert (
+                report["metrics"][name]["low"]
+                <= report["metrics"][name]["value"]
+                <= report["metrics"][name]["high"]
+            )
         assert set(report["per_class"]["0"]) == {"precision", "recall", "f1", "support"}
         assert report["confusion"]["classes"] == ["0", "1", "2"]
         assert report["split"] == "test"
@@ -168,7 +172,9 @@ def test_ctrl_c_keeps_the_best_so_far_and_finishes_the_bundle(digits: Path, tmp_
     arguments = ["train", str(digits), "--name", "long", "--runs", str(tmp_path), "--json"]
     settings = ["data.size=64", "augment.flip=0", "fit.epochs=500", "fit.patience=500"]
     command = [sys.executable, "-m", "holotype", *arguments, *(f"--set={setting}" for setting in settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
     metrics = tmp_path / "long" / "metrics.csv"
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and not (metrics.exists() and "fine-tune" in metrics.read_text()):

@@ -26,7 +26,6 @@ __all__ = ["app", "main", "run"]
 app = typer.Typer(
     name="holotype",
     help="From a folder of images to an image classifier in production, with proof at every step.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -80,6 +79,8 @@ def demo(
     """Train, export, prove and compare a classifier of handwritten digits, in under two minutes."""
     with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype import terminal
+
+        _need_training_libraries("the demo")
         from holotype.config import TrainConfig
         from holotype.demo import run_demo
 
@@ -137,6 +138,7 @@ def train(
             }
         )
         config = _config(TrainConfig, recipe=recipe, settings=settings, flags=flags)
+        _need_training_libraries("training")
         from holotype import terminal
         from holotype.train import train as run
 
@@ -177,6 +179,8 @@ def evaluate(
     """Measure a bundle on a dataset: metrics with intervals, confusion matrix, worst mistakes."""
     with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype import terminal
+
+        _need_training_libraries("evaluation")
         from holotype.config import EvaluateConfig
         from holotype.evaluate import evaluate as run
         from holotype.evaluate import report_folder
@@ -302,9 +306,7 @@ def models(
 ) -> None:
     """List architectures: size, published ImageNet top-1, latency here, and what each is good for."""
     with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.errors import require
-
-        require("timm", extra="train", purpose="the list of architectures")
+        _need_training_libraries("the list of architectures")
         from holotype import terminal
         from holotype.catalogue import SOURCE, list_models
 
@@ -392,7 +394,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code and prints errors as one line on stderr."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="holotype", standalone_mode=False)
+        code = command.main(args=arguments or ["--help"], prog_name="holotype", standalone_mode=False)
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
@@ -446,6 +448,13 @@ def _verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[_Output]:
         place = f"{error.filename}: " if error.filename else ""
         typer.echo(f"holotype: {place}{error.strerror or error}; check permissions and free disk", err=True)
         raise typer.Exit(1) from None
+
+
+def _need_training_libraries(purpose: str) -> None:
+    from holotype.errors import require
+
+    for module in ("torch", "timm", "accelerate", "polars", "sklearn", "matplotlib"):
+        require(module, extra="train", purpose=purpose)
 
 
 def _config(

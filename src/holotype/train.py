@@ -227,9 +227,7 @@ def _tell_dataset(dataset: Dataset) -> None:
         label, gap = max(dataset.deviation.items(), key=lambda item: item[1])
         note(f"automatic split; the class furthest from the wanted shares is {label}, by {gap:.1%}")
     if dataset.ignored:
-        note(
-            f"passed over {len(dataset.ignored)} files not named like images, first {dataset.ignored[0]}"
-        )
+        note(f"passed over {len(dataset.ignored)} files not named like images, first {dataset.ignored[0]}")
 
 
 def _fit_head(setup: _Setup, model_file: Path) -> tuple[HeadFit, bool]:
