@@ -11,7 +11,7 @@ from PIL import Image
 def write_digits(
     folder: Path, *, classes: int = 3, train: int = 24, validation: int = 8, test: int = 8
 ) -> Path:
-    """PNG files `folder/SPLIT/DIGIT/NUMBER.png` of the first digits of each class, 32 x 32, black on white."""
+    """PNG files `folder/SPLIT/DIGIT/NUMBER.png` of the first digits of each class, 32 x 32."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

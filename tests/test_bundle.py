@@ -226,6 +226,13 @@ def test_a_symlink_in_place_of_a_payload_is_refused_even_with_the_right_content(
         open_bundle(bundle)
 
 
+def test_a_symlink_to_another_file_of_the_bundle_is_refused(bundle):
+    (bundle / "model.onnx").rename(bundle / "real.onnx")
+    (bundle / "model.onnx").symlink_to("real.onnx")
+    with pytest.raises(BundleError, match="not a regular file"):
+        open_bundle(bundle)
+
+
 def test_a_payload_reached_through_a_linked_folder_is_refused(bundle, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

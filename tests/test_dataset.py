@@ -246,7 +246,7 @@ class TestPixelCache:
 
     def test_nothing_is_decoded_twice(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")
-        shape = margin_shape(SPEC, crop=0.8)
+        shape = margin_shape(Shape(32, 32), crop=0.8)
         first = read(data, shapes=(shape,))
         exact, margin = all_pixels(first), all_pixels(first, shape=shape)
         for path in first.table["path"]:
@@ -283,7 +283,7 @@ class TestPixelCache:
         assert (stored == 0) == (limit == 0)
 
     def test_margin_view_shows_the_same_at_a_higher_resolution(self, tmp_path: Path) -> None:
-        shape = margin_shape(SPEC, crop=0.8)
+        shape = margin_shape(Shape(32, 32), crop=0.8)
         assert (shape.height, shape.width) == (36, 36)
         dataset = read(write_digits(tmp_path / "data"), shapes=(shape,))
         small = all_pixels(dataset)[0]

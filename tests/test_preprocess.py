@@ -438,6 +438,20 @@ def test_a_large_jpeg_is_close_to_full_decode_and_resize(size, policy):
         assert np.percentile(difference, 99.9) < 12, str(spec)
 
 
+@pytest.mark.parametrize("size", [(2501, 1667), (1000, 3000), (660, 660)])
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+def test_scaled_decoding_keeps_the_finest_detail_that_fits_the_target(size, policy):
+    """Stripes of 2.5 target pixels, down and across, keep their contrast."""
+    width, height = size
+    spec = Preprocess(height=224, width=224, resize=policy, crop_fraction=1.0)
+    seen = (width, height) if policy == "squash" else (min(size), min(size))
+    down, across = np.mgrid[0:height, 0:width] * 2 * np.pi * 224 / 2.5
+    stripes = (127 + 60 * np.sin(across / seen[0]) + 60 * np.sin(down / seen[1])).astype(np.uint8)
+    data = encode(stripes, "JPEG", quality=92)
+    wanted = read(encode(awkward.decode(data), "BMP"), spec=spec)
+    assert read(data, spec=spec).std() > 0.92 * wanted.std()
+
+
 def test_a_large_jpeg_is_not_shifted_by_scaled_decoding():
     """Edges must stay where they are: compare with shifts of the reference by a third of a pixel."""
     data = photo_jpeg(2501, 1667)

@@ -150,7 +150,7 @@ class TestRefusals:
         assert not list(tmp_path.glob("few-*"))
 
     def test_unknown_architecture_names_the_nearest(self, digits: Path, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="did you mean .*resnet18"):
+        with pytest.raises(ModelError, match=r"did you mean .*resnet18"):
             train(digits, overrides={"model": {"name": "resnt18"}}, runs=tmp_path)
 
     def test_unknown_key_names_the_nearest(self, digits: Path) -> None:

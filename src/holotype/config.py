@@ -125,6 +125,12 @@ class FitConfig(BaseModel):
 
     epochs: int = Field(8, ge=0, description="epochs of fine-tuning; 0: only the head is fitted")
     unfreeze: int | Literal["all"] = Field("all", description="how many of the last blocks are fine-tuned")
+    size: int | None = Field(
+        None,
+        ge=16,
+        le=2048,
+        description="side of the images while fine-tuning; smaller is faster; None: data.size",
+    )
     batch_size: int = Field(32, ge=1, description="images per step")
     optimizer: Annotated[AdamW | Sgd, Field(discriminator="name")] = Field(AdamW(), description="adamw | sgd")
     layer_decay: float = Field(

@@ -37,10 +37,11 @@ _PROBE_BATCH = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop works on: the data, the view that crops are taken from, and the settings."""
+    """What the loop works on: the data, the view that crops are taken from, their size, and the settings."""
 
     dataset: Dataset
     view: Shape
+    size: Shape
     augment: AugmentConfig
     fit: FitConfig
 
@@ -201,8 +202,9 @@ def _train_epoch(
             scheduler.step_update(first_step + step)
             # (1) pixels: crop and mirror on the device
             draws = draw(plan.augment, seed=config.seed, epoch=epoch, samples=batch)
-            size = plan.dataset.exact
-            pixels = augment(images.to(accelerator.device), draws, height=size.height, width=size.width)
+            pixels = augment(
+                images.to(accelerator.device), draws, height=plan.size.height, width=plan.size.width
+            )
             labels = torch.from_numpy(plan.dataset.labels(batch)).to(accelerator.device)
             # (2) loss and gradients
             with accelerator.autocast():

@@ -181,10 +181,15 @@ def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, d
     return _Setup(config, folder, dataset, architecture, classifier, chosen, RunLog(folder))
 
 
+def _fit_size(config: TrainConfig, spec: Preprocess) -> Shape:
+    """The size of images while fine-tuning."""
+    side = config.fit.size
+    return Shape(side, side) if side else Shape(spec.height, spec.width)
+
+
 def _views(config: TrainConfig, spec: Preprocess) -> tuple[Shape, ...]:
-    if not config.fit.epochs or config.augment.crop == 1:
-        return ()
-    return (margin_shape(spec, crop=config.augment.crop),)
+    """The view that training crops are taken from; none where nothing is fine-tuned."""
+    return (margin_shape(_fit_size(config, spec), crop=config.augment.crop),) if config.fit.epochs else ()
 
 
 def _keep_freed_memory() -> None:
@@ -284,8 +289,9 @@ def _fine_tune(setup: _Setup, start: FineTuned) -> FineTuned:
     )
     accelerator.init_trackers("tensorboard")
     setup.classifier.to(setup.device).to(memory_format=torch.channels_last)
-    views = _views(config, setup.dataset.spec)
-    plan = Plan(setup.dataset, views[0] if views else setup.dataset.exact, config.augment, config.fit)
+    spec = setup.dataset.spec
+    (view,) = _views(config, spec)
+    plan = Plan(setup.dataset, view, _fit_size(config, spec), config.augment, config.fit)
     try:
         return fine_tune(setup.classifier, plan, accelerator=accelerator, start=start, log=setup.log)
     finally:

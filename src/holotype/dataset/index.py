@@ -134,10 +134,10 @@ class Dataset:
             yield batch
 
 
-def margin_shape(spec: Preprocess, *, crop: float) -> Shape:
-    """The size at which a crop that keeps the share `crop` of the area still has the input's resolution."""
+def margin_shape(size: Shape, *, crop: float) -> Shape:
+    """The view in which a crop that keeps the share `crop` of the area still has `size`."""
     scale = 1 / math.sqrt(crop)
-    return Shape(round(spec.height * scale), round(spec.width * scale))
+    return Shape(round(size.height * scale), round(size.width * scale))
 
 
 def open_dataset(

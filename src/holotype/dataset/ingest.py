@@ -49,8 +49,11 @@ def ingest(
 ) -> tuple[pl.DataFrame, dict[Shape, Store]]:
     """The table of all files (one row a record) and the stores of `shapes`, both also kept in `folder`.
 
+    A shape named twice is kept once.
+
     Columns: those of the records, bytes, mtime_ns, sha256, pixels_sha256, error ("" where readable).
     """
+    shapes = list(dict.fromkeys(shapes))
     index = folder / f"index-{spec.digest[:16]}.parquet"
     table = _recall(_stat(listing), index)
     stored = affordable_rows(folder, shapes, rows=len(table), limit_gb=limit_gb)
