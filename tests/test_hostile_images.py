@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -203,6 +204,16 @@ def test_a_scan_hidden_behind_a_marker_without_length_is_counted():
     data = awkward.progressive_jpeg(extra_scans=300)
     second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
     refused(data[:second] + b"\xff\x01" + data[second:], BrokenImageError, match="JPEG with 310 scans")
+
+
+@pytest.mark.parametrize("filler", [b"\xff", b"\xff\x00", b"\xff\xd0", b"\xff\xda", b"\xff\xe0\x00\x02"])
+def test_megabytes_of_markers_behind_a_scan_take_no_time(filler):
+    data = encode(picture(64, 48), "JPEG", progressive=True)
+    bomb = data[:-2] + filler * (4_000_000 // len(filler))
+    started = time.process_time()
+    with contextlib.suppress(BrokenImageError):
+        read_pixels(bomb, spec=SPEC)
+    assert time.process_time() - started < 2
 
 
 def test_an_ordinary_progressive_jpeg_with_a_thumbnail_and_a_video_behind_it_is_read():

@@ -69,7 +69,7 @@ _DRAFT_HEADROOM = 1.5
 # file with hundreds of them decodes for minutes.
 _EXPECTED_SCANS, _MAX_SCANS = 20, 100
 _MAX_SCANNED_PIXELS = 1_000_000_000
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",  # and MPO, which Pillow opens as JPEG first
@@ -370,10 +370,7 @@ def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Im
         return _deep_grey_to_rgb(image, background=background)
     if image.mode in ("I", "F"):
         kind = "signed or 32-bit integer" if image.mode == "I" else "floating point"
-        raise UnsupportedImageError(
-            f"{kind} pixels have no fixed range",
-            fix="convert to 8 or 16 bits",
-        )
+        raise UnsupportedImageError(f"{kind} pixels have no fixed range", fix="convert to 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         straight = image.convert("LA") if image.mode == "La" else image
         layer = straight if straight.mode == "RGBA" else straight.convert("RGBA")
@@ -386,17 +383,9 @@ def _to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Im
 def _deep_grey_to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
     """Scale grey of 16 bits (12 in some TIFFs) to 8, to the nearest; Pillow's own conversion saturates."""
     tags = image.getexif() if image.format == "TIFF" else {}
-    rgb = (
-        image.convert("I")
-        .point(
-            _levels(
-                peak=4095 if tags.get(_BITS_PER_SAMPLE) == 12 else 65535,
-                white_is_zero=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
-            ),
-            "L",
-        )
-        .convert("RGB")
-    )
+    peak = 4095 if tags.get(_BITS_PER_SAMPLE) == 12 else 65535
+    levels = _levels(peak=peak, white_is_zero=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    rgb = image.convert("I").point(levels, "L").convert("RGB")
     transparent = image.info.get("transparency")
     if transparent is not None:
         rgb.paste(background, mask=Image.fromarray(np.asarray(image) == transparent))
@@ -404,11 +393,11 @@ def _deep_grey_to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -
 
 
 @cache
-def _levels(*, peak: int, white_is_zero: bool) -> list[int]:
+def _levels(*, peak: int, white_is_zero: bool) -> tuple[int, ...]:
     """For each 16-bit value its 8-bit one: round(255 * value / peak)."""
     values = np.minimum(np.arange(65536, dtype=np.uint32), peak)
     levels = (values * 255 + peak // 2) // peak
-    return [int(level) for level in (255 - levels if white_is_zero else levels)]
+    return tuple(int(level) for level in (255 - levels if white_is_zero else levels))
 
 
 def _resize(image: Image.Image, box: Box, *, spec: Preprocess, height: int, width: int) -> Pixels:
