@@ -63,7 +63,8 @@ def points_of(run: Path, *, total: float) -> list[Point]:
     with (run / "metrics.csv").open() as stream:
         metrics = list(csv.DictReader(stream))
     with (run / "timings.csv").open() as stream:
-        spent = [float(row["seconds"]) for row in csv.DictReader(stream)]
+        epochs = [row for row in csv.DictReader(stream) if row["stage"] in ("head", "fine-tune")]
+    spent = [float(row["seconds"]) for row in epochs]
     # What is not an epoch (imports, decoding, features, export, report) is counted before the first of them.
     clock = total - sum(spent)
     points = []

@@ -66,7 +66,11 @@ class TestRun:
         assert all(float(row["gradient_norm"]) > 0 for row in rows[6:])
         assert "seconds" not in rows[0]
         timings = rows_of(tuned.folder / "timings.csv")
-        assert all(float(row["images_per_second"]) > 0 for row in timings[6:])
+        assert {row["stage"] for row in timings} == {"read", "export", "features", "head", "fine-tune"}
+        assert all(float(row["seconds"]) > 0 for row in timings)
+        assert [float(row["images_per_second"]) > 0 for row in timings if row["stage"] == "fine-tune"] == [
+            True
+        ] * 2
 
     def test_resolved_config_is_a_recipe_for_the_same_run(self, tuned: TrainResult) -> None:
         resolved = yaml.safe_load((tuned.folder / "config.yaml").read_text())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from holotype.bundle import Golden
 from holotype.dataset import Dataset, Split
 from holotype.errors import ParityError
 from holotype.policy import Policy, probabilities
@@ -22,6 +23,7 @@ __all__ = [
     "Parity",
     "check_enough",
     "check_parity",
+    "choose_golden",
     "sample_rows",
 ]
 
@@ -91,6 +93,18 @@ def check_parity(
             fix="the export is refused; report the architecture and library versions",
         )
     return Parity(len(images), gap, reference.name, candidate.name)
+
+
+def choose_golden(runtime: Runtime, images: Pixels) -> Golden:
+    """Four of `uint8[N, H, W, 3]` to keep with their logits: the two least certain, and two others.
+
+    A model that has gone wrong shows it first where it was unsure.
+    """
+    logits = _run(runtime, images, sizes=(16,))
+    ordered = np.sort(logits, axis=1)
+    unsure = np.argsort(ordered[:, -1] - ordered[:, -2], kind="stable")
+    rows = np.unique(np.concatenate([unsure[:2], [0, len(images) - 1]]))
+    return Golden(images[rows], logits[rows])
 
 
 def check_enough(images: int) -> None:

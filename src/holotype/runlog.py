@@ -41,8 +41,12 @@ class RunLog:
     def add(self, metrics: Row, timings: Row) -> None:
         """Append one epoch; keys are those of METRIC_COLUMNS and TIMING_COLUMNS, missing ones stay empty."""
         self.metrics.append(metrics)
-        self.timings.append(timings)
         _write_csv(self.folder / "metrics.csv", self.metrics, METRIC_COLUMNS)
+        self.add_timing(timings)
+
+    def add_timing(self, timings: Row) -> None:
+        """Append the time of a step that has no metrics: reading, features, export."""
+        self.timings.append(timings)
         _write_csv(self.folder / "timings.csv", self.timings, TIMING_COLUMNS)
 
 

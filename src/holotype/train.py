@@ -20,7 +20,6 @@ from accelerate.state import AcceleratorState
 
 from holotype.bundle import (
     Bundle,
-    Golden,
     Lineage,
     Manifest,
     PayloadName,
@@ -44,19 +43,18 @@ from holotype.models import (
     set_head,
 )
 from holotype.onnx_export import export_onnx, replace_head
-from holotype.parity import Parity, check_enough, check_parity, sample_rows
+from holotype.parity import Parity, check_enough, check_parity, choose_golden, sample_rows
 from holotype.policy import Policy, fit_temperature
 from holotype.predictor import load
 from holotype.preprocess import Preprocess
 from holotype.progress import note
 from holotype.report import Report
-from holotype.runlog import RunLog, create_run
+from holotype.runlog import Row, RunLog, create_run
 from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
 from holotype.scoring import choose_split, evaluate_split
 
 __all__ = ["TrainResult", "preprocess_for", "train"]
 
-_GOLDEN_IMAGES = 4
 _PARITY_IMAGES = 128
 _FEATURE_BATCH = 32
 
@@ -159,7 +157,9 @@ def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, d
     chosen = _device(device)
     _seed(config)
     spec = preprocess_for(config)
+    start = time.perf_counter()
     dataset = open_dataset(data, spec=spec, config=config.data, shapes=_views(config, spec))
+    read: Row = {"stage": "read", "seconds": time.perf_counter() - start}
     _tell_dataset(dataset)
     check_enough(len(dataset.table))
     recipe = recipe_of(config.model.name)
@@ -178,7 +178,9 @@ def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, d
     folder = create_run(runs, name or data.resolve().stem)
     write_text(folder / "config.yaml", to_yaml(config))
     note(f"{architecture.name} ({origin} weights), {spec}, {precision} on {chosen} → {folder}")
-    return _Setup(config, folder, dataset, architecture, classifier, chosen, RunLog(folder))
+    log = RunLog(folder)
+    log.add_timing(read)
+    return _Setup(config, folder, dataset, architecture, classifier, chosen, log)
 
 
 def _fit_size(config: TrainConfig, spec: Preprocess) -> Shape:
@@ -235,6 +237,13 @@ def _tell_dataset(dataset: Dataset) -> None:
         note(f"passed over {len(dataset.ignored)} files not named like images, first {dataset.ignored[0]}")
 
 
+def _timed(setup: _Setup, stage: str, start: float, *, images: int | None = None) -> None:
+    """Write down how long a step took since `start`."""
+    seconds = time.perf_counter() - start
+    row: dict[str, float | int | str] = {"stage": stage, "seconds": seconds}
+    setup.log.add_timing(row if images is None else {**row, "images_per_second": images / seconds})
+
+
 def _fit_head(setup: _Setup, model_file: Path) -> tuple[HeadFit, bool]:
     """Stage 1. Also says whether `model_file` now holds the classifier with the fitted head."""
     dataset, config = setup.dataset, setup.config
@@ -252,6 +261,7 @@ def _fit_head(setup: _Setup, model_file: Path) -> tuple[HeadFit, bool]:
         for split in ("train", "validation")
     }
     count = sum(len(part.labels) for part in features.values())
+    _timed(setup, "features", start, images=count)
     note(f"{count:,} features by {runtime.name}, {count / (time.perf_counter() - start):.0f} images/s")
     head = fit_head(
         features["train"],
@@ -274,7 +284,9 @@ def _feature_runtime(setup: _Setup, model_file: Path) -> Runtime:
 
 
 def _export(setup: _Setup, file: Path) -> None:
+    start = time.perf_counter()
     export_onnx(setup.classifier, file, classes=setup.dataset.classes, preprocess=setup.dataset.spec)
+    _timed(setup, "export", start)
 
 
 def _fine_tune(setup: _Setup, start: FineTuned) -> FineTuned:
@@ -328,9 +340,19 @@ def _write_bundle(setup: _Setup, tuned: FineTuned, scratch: Path, *, exported: b
     )
     save_weights(classifier, scratch / "weights.safetensors")
     write_text(scratch / "architecture.json", setup.architecture.model_dump_json(indent=1))
-    golden = images[:: max(len(images) // _GOLDEN_IMAGES, 1)][:_GOLDEN_IMAGES]
-    write_golden(scratch / "golden.npz", Golden(golden, onnx.run(golden).logits))
-    manifest = Manifest(
+    write_golden(scratch / "golden.npz", choose_golden(onnx, images))
+    files: dict[PayloadName, Path] = {
+        "weights": scratch / "weights.safetensors",
+        "architecture": scratch / "architecture.json",
+        "onnx": model_file,
+        "golden": scratch / "golden.npz",
+    }
+    return write_bundle(setup.folder / "best", _manifest(setup, tuned, policy), files=files), parity
+
+
+def _manifest(setup: _Setup, tuned: FineTuned, policy: Policy) -> Manifest:
+    dataset = setup.dataset
+    return Manifest(
         classes=dataset.classes,
         preprocess=dataset.spec,
         policy=policy,
@@ -342,10 +364,3 @@ def _write_bundle(setup: _Setup, tuned: FineTuned, scratch: Path, *, exported: b
         ),
         versions=library_versions(),
     )
-    files: dict[PayloadName, Path] = {
-        "weights": scratch / "weights.safetensors",
-        "architecture": scratch / "architecture.json",
-        "onnx": model_file,
-        "golden": scratch / "golden.npz",
-    }
-    return write_bundle(setup.folder / "best", manifest, files=files), parity
