@@ -219,6 +219,13 @@ class TestPredict:
         (written,) = (tmp_path / "seen").iterdir()
         assert np.array_equal(np.asarray(Image.open(written)), load(probe.best).read(photos / "0.png"))
 
+    def test_device_that_has_no_effect_or_is_not_there(
+        self, holotype, probe: TrainResult, photos: Path
+    ) -> None:
+        assert "add --runtime torch" in holotype("predict", probe.best, photos, "--device", "cuda").error
+        outcome = holotype("predict", probe.best, photos, "--device", "cuda", "--runtime", "torch")
+        assert "--device cuda: this machine has none" in outcome.error
+
     def test_nothing_to_predict(self, holotype, probe: TrainResult, tmp_path: Path) -> None:
         assert "no images found" in holotype("predict", probe.best, tmp_path).error
 

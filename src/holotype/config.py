@@ -124,17 +124,18 @@ class FitConfig(BaseModel):
     model_config = _FROZEN
 
     epochs: int = Field(8, ge=0, description="epochs of fine-tuning; 0: only the head is fitted")
-    unfreeze: int | Literal["all"] = Field("all", description="how many of the last blocks are fine-tuned")
-    size: int | None = Field(
-        None,
-        ge=16,
-        le=2048,
-        description="side of the images while fine-tuning; smaller is faster; None: data.size",
+    unfreeze: int | Literal["most", "all"] = Field(
+        "most", description="how many of the last blocks are fine-tuned; most: the last 60 %"
+    )
+    scale: float | Literal["auto"] = Field(
+        "auto",
+        description="side of the images while fine-tuning, as a share of data.size: smaller is faster"
+        " (Touvron et al. 2019); auto: 0.7 where the network takes any size, else 1",
     )
     batch_size: int = Field(32, ge=1, description="images per step")
     optimizer: Annotated[AdamW | Sgd, Field(discriminator="name")] = Field(AdamW(), description="adamw | sgd")
     layer_decay: float = Field(
-        0.85, gt=0, le=1, description="each block's rate is this share of the next one's"
+        1.0, gt=0, le=1, description="each block's rate is this share of the next one's"
     )
     warmup: float = Field(
         0.1, ge=0, lt=1, description="share of the steps with a rising rate, before the cosine"
@@ -205,9 +206,9 @@ class ExportConfig(BaseModel):
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "probe": {"fit": {"epochs": 0}},
-    "fast": {"fit": {"epochs": 2}},
-    "balanced": {"fit": {"epochs": 4}},
-    "thorough": {"fit": {"epochs": 20}},
+    "fast": {"fit": {"epochs": 3}},
+    "balanced": {"fit": {"epochs": 8}},
+    "thorough": {"fit": {"epochs": 24, "unfreeze": "all", "scale": 1.0, "patience": 8}},
 }
 
 Section = TypeVar("Section", bound=BaseModel)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from holotype.bundle import MANIFEST
 from holotype.config import EvaluateConfig
-from holotype.dataset import open_dataset, recorded_source
+from holotype.dataset import dataset_name, open_dataset, recorded_source
 from holotype.predictor import load
 from holotype.report import Report
 from holotype.scoring import choose_split, evaluate_split
@@ -42,4 +42,4 @@ def evaluate(
 def report_folder(target: Path, source: Path, split: str) -> Path:
     """Where an evaluation goes by default: into the run folder, or beside the bundle, which is immutable."""
     home = target.parent if (target / MANIFEST).is_file() else target
-    return home / f"evaluate-{source.stem}-{split}"
+    return home / f"evaluate-{dataset_name(source)}-{split}"

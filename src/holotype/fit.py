@@ -33,6 +33,8 @@ State = dict[str, torch.Tensor]
 
 # Pixels of a batch are measured for the choice of precision; more would take seconds on a slow CPU.
 _PROBE_BATCH = 4
+# The first blocks are the slowest (their maps are the largest) and the most general.
+_MOST = 0.6
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,13 @@ def _time_step(classifier: Classifier, *, device: torch.device, dtype: torch.dty
 def _freeze(classifier: Classifier, *, unfreeze: int | str) -> None:
     """Leave gradients to the last `unfreeze` blocks and the head."""
     groups = blocks(classifier)
-    keep = len(groups) if unfreeze == "all" else int(unfreeze)
+    named = {"all": len(groups), "most": round(_MOST * len(groups))}
+    keep = named[unfreeze] if isinstance(unfreeze, str) else unfreeze
     if not 0 <= keep <= len(groups):
         raise ConfigError(
             f"the backbone has {len(groups)} blocks, {unfreeze} were asked for",
             where="fit.unfreeze",
-            fix=f"use 0 to {len(groups)}, or all",
+            fix=f"use 0 to {len(groups)}, most or all",
         )
     for group in groups[: len(groups) - keep]:
         for parameter in group:

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from holotype.errors import ModelError
+from holotype.errors import ConfigError, ModelError
 
 __all__ = [
     "DEFAULT",
@@ -26,6 +26,7 @@ __all__ = [
     "InputRecipe",
     "blocks",
     "build",
+    "choose_device",
     "create",
     "head_of",
     "known_names",
@@ -105,6 +106,18 @@ class Classifier(nn.Module):
         network = cast("Any", self.network)
         embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
         return network.get_classifier()(embedding), embedding
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "mps" means; `ConfigError` where this machine has none."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if name not in available:
+        raise ConfigError("unknown device", where=f"--device {name}", fix="use auto, cpu, cuda or mps")
+    if not available[name]:
+        raise ConfigError("this machine has none that torch can use", where=f"--device {name}", fix="use cpu")
+    return torch.device(name)
 
 
 def known_names(pattern: str = "*") -> list[str]:

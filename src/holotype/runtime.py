@@ -65,7 +65,8 @@ def open_runtime(
 ) -> Runtime:
     """Open `bundle` in a runtime; "auto" takes onnxruntime, then OpenVINO, then torch, by what it contains.
 
-    `device` concerns torch only. `threads` defaults to every core this process may use.
+    `device` concerns torch only: any other than "auto" and "cpu" is a `ConfigError` for the others, which run
+    on the CPU. `threads` defaults to every core this process may use.
     """
     if name == "auto":
         name = _first_choice(bundle)
@@ -77,6 +78,10 @@ def open_runtime(
     }
     if name not in open_one:
         raise ConfigError(f"unknown runtime {name!r}", fix=f"choose one of: {', '.join(NAMES)}")
+    if name != "torch" and device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"{name} runs on the CPU here", where=f"--device {device}", fix="add --runtime torch"
+        )
     return open_one[name]()
 
 
@@ -248,10 +253,11 @@ def _open_torch(bundle: Bundle, *, device: str) -> Runtime:
     architecture, weights = bundle.payload("architecture"), bundle.payload("weights")
     if architecture is None or weights is None:
         raise BundleError("has no torch weights", where=bundle.path, fix="use --runtime onnxruntime")
-    torch = require("torch", extra="train", purpose="the torch runtime")
-    from holotype.models import Architecture, build
+    require("torch", extra="train", purpose="the torch runtime")
+    from holotype.models import Architecture, build, choose_device
 
-    chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(choose_device(device))
+
     classifier = build(Architecture.model_validate_json(architecture.read_text()), weights)
     return torch_runtime(classifier, device=chosen)
 

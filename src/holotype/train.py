@@ -29,13 +29,14 @@ from holotype.bundle import (
     write_text,
 )
 from holotype.config import Preset, TrainConfig, resolve_config, to_yaml
-from holotype.dataset import Dataset, Shape, margin_shape, open_dataset
+from holotype.dataset import Dataset, Shape, dataset_name, margin_shape, open_dataset
 from holotype.errors import ConfigError
 from holotype.fit import FineTuned, Plan, choose_precision, fine_tune
 from holotype.head import HeadFit, batches_of, extract_features, fit_head
 from holotype.models import (
     Architecture,
     Classifier,
+    choose_device,
     load_weights,
     pretrained,
     recipe_of,
@@ -106,7 +107,9 @@ def train(
     """
     begun = time.perf_counter()
     config = _settings(config, preset, overrides)
-    setup = _prepare(Path(data), config, name=name, runs=Path(runs), device=device)
+    setup = _prepare(
+        Path(data), config, name=name or dataset_name(Path(data)), runs=Path(runs), device=device
+    )
     with tempfile.TemporaryDirectory(dir=setup.folder, prefix=".work-") as scratch:
         model_file = Path(scratch) / "model.onnx"
         head, exported = _fit_head(setup, model_file)
@@ -152,9 +155,9 @@ def preprocess_for(config: TrainConfig) -> Preprocess:
     )
 
 
-def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, device: str) -> _Setup:
+def _prepare(data: Path, config: TrainConfig, *, name: str, runs: Path, device: str) -> _Setup:
     _keep_freed_memory()
-    chosen = _device(device)
+    chosen = choose_device(device)
     _seed(config)
     spec = preprocess_for(config)
     start = time.perf_counter()
@@ -175,7 +178,7 @@ def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, d
     classifier, origin = pretrained(architecture, weights=config.model.weights)
     precision = choose_precision(classifier, config.fit, device=chosen) if config.fit.epochs else "fp32"
     config = config.model_copy(update={"fit": config.fit.model_copy(update={"precision": precision})})
-    folder = create_run(runs, name or data.resolve().stem)
+    folder = create_run(runs, name)
     write_text(folder / "config.yaml", to_yaml(config))
     note(f"{architecture.name} ({origin} weights), {spec}, {precision} on {chosen} → {folder}")
     log = RunLog(folder)
@@ -184,9 +187,13 @@ def _prepare(data: Path, config: TrainConfig, *, name: str | None, runs: Path, d
 
 
 def _fit_size(config: TrainConfig, spec: Preprocess) -> Shape:
-    """The size of images while fine-tuning."""
-    side = config.fit.size
-    return Shape(side, side) if side else Shape(spec.height, spec.width)
+    """The size of images while fine-tuning: a multiple of 16, or the input's own."""
+    scale = config.fit.scale
+    if scale == "auto":
+        scale = 1.0 if recipe_of(config.model.name).fixed_size else 0.7
+    if scale == 1:
+        return Shape(spec.height, spec.width)
+    return Shape(*(max(16 * round(side * scale / 16), 16) for side in (spec.height, spec.width)))
 
 
 def _views(config: TrainConfig, spec: Preprocess) -> tuple[Shape, ...]:
@@ -209,17 +216,6 @@ def _keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def _device(name: str) -> torch.device:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    if name not in available:
-        raise ConfigError("unknown device", where=f"--device {name}", fix="use auto, cpu, cuda or mps")
-    if not available[name]:
-        raise ConfigError("this machine has none that torch can use", where=f"--device {name}", fix="use cpu")
-    return torch.device(name)
 
 
 def _seed(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 
 from holotype.dataset.index import Dataset, Unreadable, margin_shape, open_dataset, recorded_source
 from holotype.dataset.listing import SPLITS, Listing, Record, Split
-from holotype.dataset.store import Shape
+from holotype.dataset.store import Shape, dataset_name
 
 __all__ = [
     "SPLITS",
@@ -12,6 +12,7 @@ __all__ = [
     "Shape",
     "Split",
     "Unreadable",
+    "dataset_name",
     "margin_shape",
     "open_dataset",
     "recorded_source",

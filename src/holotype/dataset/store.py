@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ __all__ = [
     "cache_folder",
     "copy_rows",
     "create_view",
+    "dataset_name",
     "find_store",
     "publish",
 ]
 
 _FREE_SHARE = 0.2
+_ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,16 @@ def cache_folder(source: Path) -> Path:
     base = os.environ.get("HOLOTYPE_CACHE") or os.environ.get("XDG_CACHE_HOME")
     root = Path(base) if base else Path.home() / ".cache"
     root = root if os.environ.get("HOLOTYPE_CACHE") else root / "holotype"
-    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    folder = root / f"{source.resolve().stem[:40]}-{name}"
+    token = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    folder = root / f"{dataset_name(source)[:40]}-{token}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def dataset_name(source: Path) -> str:
+    """What to call a dataset: the folder's name, or the file's without its ending."""
+    path = source.resolve()
+    return path.name if path.is_dir() else path.stem
 
 
 def affordable_rows(folder: Path, shapes: Sequence[Shape], *, rows: int, limit_gb: float | None) -> int:
@@ -87,6 +96,7 @@ def find_store(folder: Path, shape: Shape, *, spec: Preprocess) -> Store | None:
 
 def create_view(folder: Path, shape: Shape, *, rows: int) -> View:
     """An empty memory map of `rows` rows under a name of its own; rows never written cost no disk."""
+    _sweep(folder)
     file = folder / f"pixels-{shape.height}x{shape.width}-{uuid.uuid4().hex[:12]}.u8"
     with file.open("wb") as stream:
         stream.truncate(rows * shape.bytes)
@@ -117,6 +127,14 @@ def copy_rows(source: Store, target: View, *, rows: Sequence[tuple[int, str]]) -
     for start in range(0, len(rows), 256):
         chunk = rows[start : start + 256]
         new[np.array([row for row, _ in chunk])] = old[np.array([source.rows[sha] for _, sha in chunk])]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove maps that no index names and nobody has written to for a day: their writer was killed."""
+    named = {json.loads(index.read_text())["file"] for index in folder.glob("pixels-*.json")}
+    for file in folder.glob("pixels-*.u8"):
+        if file.name not in named and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+            file.unlink(missing_ok=True)
 
 
 def _index_file(folder: Path, shape: Shape, *, spec: Preprocess) -> Path:
