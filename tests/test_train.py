@@ -19,7 +19,7 @@ from holotype import TrainResult, evaluate, load, train
 from holotype.bundle import open_bundle
 from holotype.config import EvaluateConfig, TrainConfig
 from holotype.dataset import open_dataset
-from holotype.errors import ConfigError, ModelError, ParityError
+from holotype.errors import ConfigError, ModelError, ParityError, TrainingError
 from holotype.scoring import score
 
 
@@ -165,6 +165,13 @@ class TestRefusals:
         overrides = {**SMALL, "fit": {"epochs": 1, "unfreeze": 99}}
         with pytest.raises(ConfigError, match=r"the backbone has \d+ blocks, 99 were asked for"):
             train(digits, overrides=overrides, runs=tmp_path)
+
+    def test_a_diverging_run_stops_and_names_the_files(self, digits: Path, tmp_path: Path) -> None:
+        optimizer = {"name": "sgd", "learning_rate": 1e12}
+        overrides = {**SMALL, "fit": {"epochs": 2, "optimizer": optimizer, "clip_norm": None}}
+        with pytest.raises(TrainingError, match=r"in epoch \d, batch of train/\d/\d+\.png") as caught:
+            train(digits, name="wild", overrides=overrides, runs=tmp_path)
+        assert "learning_rate" in str(caught.value)
 
     def test_missing_device(self, digits: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="--device cuda"):

@@ -130,7 +130,7 @@ class FitConfig(BaseModel):
     scale: float | Literal["auto"] = Field(
         "auto",
         description="side of the images while fine-tuning, as a share of data.size: smaller is faster"
-        " (Touvron et al. 2019); auto: 0.7 where the network takes any size, else 1",
+        " (Touvron et al. 2019); auto: 0.8 where the network takes any size, else 1",
     )
     batch_size: int = Field(32, ge=1, description="images per step")
     optimizer: Annotated[AdamW | Sgd, Field(discriminator="name")] = Field(AdamW(), description="adamw | sgd")
@@ -207,8 +207,12 @@ class ExportConfig(BaseModel):
 PRESETS: dict[Preset, dict[str, Any]] = {
     "probe": {"fit": {"epochs": 0}},
     "fast": {"fit": {"epochs": 3}},
-    "balanced": {"fit": {"epochs": 8}},
-    "thorough": {"fit": {"epochs": 24, "unfreeze": "all", "scale": 1.0, "patience": 8}},
+    "balanced": {"fit": {"epochs": 8}, "augment": {"crop": 0.4}, "model": {"dropout": 0.2}},
+    "thorough": {
+        "fit": {"epochs": 24, "unfreeze": "all", "scale": 1.0, "patience": 8},
+        "augment": {"crop": 0.4},
+        "model": {"dropout": 0.2},
+    },
 }
 
 Section = TypeVar("Section", bound=BaseModel)

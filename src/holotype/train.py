@@ -190,7 +190,7 @@ def _fit_size(config: TrainConfig, spec: Preprocess) -> Shape:
     """The size of images while fine-tuning: a multiple of 16, or the input's own."""
     scale = config.fit.scale
     if scale == "auto":
-        scale = 1.0 if recipe_of(config.model.name).fixed_size else 0.7
+        scale = 1.0 if recipe_of(config.model.name).fixed_size else 0.8
     if scale == 1:
         return Shape(spec.height, spec.width)
     return Shape(*(max(16 * round(side * scale / 16), 16) for side in (spec.height, spec.width)))
