@@ -164,7 +164,8 @@ def read_views(
     try:
         image, box = _open_upright(data, spec=spec, region=region, limits=limits or Limits())
         image = _to_rgb(image, background=spec.background)
-        return tuple(_resize(image, box, spec=spec, height=height, width=width) for height, width in sizes)
+        views = {size: _resize(image, box, spec=spec, height=size[0], width=size[1]) for size in set(sizes)}
+        return tuple(views[size] for size in sizes)
     except (ImageError, MemoryError):
         raise
     except Exception as error:

@@ -37,6 +37,7 @@ from holotype.models import (
     Architecture,
     Classifier,
     choose_device,
+    head_of,
     load_weights,
     pretrained,
     recipe_of,
@@ -275,6 +276,9 @@ def _feature_runtime(setup: _Setup, model_file: Path) -> Runtime:
     """On a CPU onnxruntime is twice as fast as eager torch, and the export is needed anyway."""
     if setup.device.type != "cpu":
         return torch_runtime(setup.classifier.eval(), device=str(setup.device))
+    # The exporter leaves a bias of zeros out, and with it the place where the fitted one goes.
+    head = head_of(setup.classifier).layer
+    set_head(setup.classifier, head.weight, torch.ones_like(head.bias))
     _export(setup, model_file)
     return load_onnx(model_file, threads=available_cores())
 
