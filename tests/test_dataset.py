@@ -297,3 +297,15 @@ class TestPixelCache:
         read(data)
         other = open_dataset(data, spec=SPEC.model_copy(update={"filter": "bilinear"}), config=DataConfig())
         assert all_pixels(other).shape == (120, 32, 32, 3)
+
+    def test_map_of_a_killed_writer_is_removed_after_a_day(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data")
+        (store,) = read(data).stores.values()
+        stale, fresh = store.view.file.with_name("pixels-a.u8"), store.view.file.with_name("pixels-b.u8")
+        for file in (stale, fresh):
+            file.write_bytes(b"half")
+        os.utime(stale, (1, 1))
+        Image.new("RGB", (9, 9), "red").save(data / "train" / "0" / "zzz.png")
+        read(data)
+        assert not stale.exists()
+        assert fresh.exists()

@@ -226,8 +226,9 @@ def _train_epoch(
             right += int((logits.argmax(1) == labels).sum())
             seen += len(batch)
             norms.append(norm)
-            rate = seen / (time.perf_counter() - begun)
-            status = f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.1%}  {rate:.0f} images/s"
+            speed = seen / (time.perf_counter() - begun)
+            rate = max(float(group["lr"]) for group in optimizer.param_groups)
+            status = f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.1%}  rate {rate:.2g}  {speed:.0f} images/s"
             progress.advance(len(batch), status=status)
     return _Epoch(
         loss=loss_sum / seen,
