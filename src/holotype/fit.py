@@ -228,8 +228,11 @@ def _train_epoch(
             norms.append(norm)
             speed = seen / (time.perf_counter() - begun)
             rate = max(float(group["lr"]) for group in optimizer.param_groups)
-            status = f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.1%}  rate {rate:.2g}  {speed:.0f} images/s"
-            progress.advance(len(batch), status=status)
+            progress.advance(
+                len(batch),
+                status=f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.1%}"
+                f"  rate {rate:.2g}  {speed:.0f} images/s",
+            )
     return _Epoch(
         loss=loss_sum / seen,
         accuracy=right / seen,
