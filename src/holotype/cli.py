@@ -68,7 +68,8 @@ class _Output:
 @app.command()
 def demo(
     *,
-    out: Annotated[Path, typer.Option("--out", help="folder for the digits and the run")] = Path("runs"),
+    data: Annotated[Path, typer.Option("--data", help="where the digits are written")] = Path("digits"),
+    runs: Annotated[Path, typer.Option("--runs", help="where run folders are made")] = Path("runs"),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -86,7 +87,7 @@ def demo(
 
         flags = {"preset": "probe", "augment": {"flip": 0.0}}
         config = _config(TrainConfig, recipe=recipe, settings=settings, flags=flags, weakest=True)
-        result = run_demo(out=out, config=config, device=device)
+        result = run_demo(data=data, runs=runs, config=config, device=device)
         output.show(
             {
                 "run": str(result.result.folder),

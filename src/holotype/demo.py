@@ -54,7 +54,8 @@ class Demo:
 
 def run_demo(
     *,
-    out: Path | str = "runs",
+    data: Path | str = "digits",
+    runs: Path | str = "runs",
     name: str = "demo",
     preset: Preset = "probe",
     config: TrainConfig | None = None,
@@ -65,21 +66,21 @@ def run_demo(
     require("openvino", extra="openvino", purpose="the demo's comparison of runtimes")
     # A mirrored digit is a wrong label.
     config = config or resolve_config(TrainConfig, overrides={"preset": preset, "augment": {"flip": 0.0}})
-    data = write_digits(Path(out) / "digits")
-    result = train(data, name=name, config=config, runs=out, device=device)
-    exported = export(result.best, format="openvino", data=data).bundle.path
-    dataset = open_dataset(data, spec=result.bundle.manifest.preprocess, config=config.data)
+    folder = write_digits(Path(data))
+    result = train(folder, name=name, config=config, runs=runs, device=device)
+    exported = export(result.best, format="openvino", data=folder).bundle.path
+    dataset = open_dataset(folder, spec=result.bundle.manifest.preprocess, config=config.data)
     predictors = {
         "torch": load(result.best, runtime="torch", device=device),
         "onnxruntime": load(result.best, runtime="onnxruntime"),
         "openvino": load(exported, runtime="openvino"),
     }
     rows = _compare(predictors, dataset)
-    files = sorted((data / "test").glob("*/*.png"))
+    files = sorted((folder / "test").glob("*/*.png"))
     examples = tuple(
         predictors["onnxruntime"].predict_many([str(file) for file in files[:: len(files) // 5][:5]])
     )
-    return Demo(data, result, rows, examples, exported, time.perf_counter() - started)
+    return Demo(folder, result, rows, examples, exported, time.perf_counter() - started)
 
 
 def write_digits(folder: Path) -> Path:
