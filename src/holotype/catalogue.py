@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import timm
 import torch
 
 from holotype.bundle import library_versions, write_text
+from holotype.dataset.store import cache_root
 from holotype.errors import ModelError
 from holotype.models import DEFAULT, Architecture, create, known_names, recipe_of
 from holotype.onnx_export import export_onnx
@@ -149,7 +149,6 @@ def _machine() -> str:
 
 
 def _memory_file() -> Path:
-    base = os.environ.get("HOLOTYPE_CACHE")
-    folder = Path(base) if base else Path.home() / ".cache" / "holotype"
+    folder = cache_root()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "latency.json"

@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "affordable_rows",
     "cache_folder",
+    "cache_root",
     "copy_rows",
     "create_view",
     "dataset_name",
@@ -57,13 +58,19 @@ class Store:
         return self.view.open("r")
 
 
+def cache_root() -> Path:
+    """HOLOTYPE_CACHE, or `holotype` in the user's cache folder."""
+    own = os.environ.get("HOLOTYPE_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "holotype"
+
+
 def cache_folder(source: Path) -> Path:
     """Where everything derived from the dataset at `source` is kept: below HOLOTYPE_CACHE or ~/.cache."""
-    base = os.environ.get("HOLOTYPE_CACHE") or os.environ.get("XDG_CACHE_HOME")
-    root = Path(base) if base else Path.home() / ".cache"
-    root = root if os.environ.get("HOLOTYPE_CACHE") else root / "holotype"
     token = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    folder = root / f"{dataset_name(source)[:40]}-{token}"
+    folder = cache_root() / f"{dataset_name(source)[:40]}-{token}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
