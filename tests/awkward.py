@@ -419,11 +419,25 @@ def with_right_checksums(data: bytes) -> bytes:
     return bytes(repaired)
 
 
-def hammer(kind: str, *, start: int, count: int, seconds: float = 2.0) -> None:
+def patience(seconds: float = 2.0) -> float:
+    """CPU seconds that one image may cost here: `seconds`, or more on a core slower than the usual.
+
+    An image of just under 50 megapixels is legal and takes most of `seconds`, so a core of half the speed needs
+    twice as long for it; how fast this one is, an honest image of 12 megapixels tells (0.12 s on the usual).
+    """
+    buffer = io.BytesIO()
+    Image.effect_noise((4000, 3000), 64).convert("RGB").save(buffer, "JPEG")
+    began = time.process_time()
+    Image.open(io.BytesIO(buffer.getvalue())).resize((32, 32), Image.Resampling.BICUBIC)
+    return seconds * max(1.0, (time.process_time() - began) / 0.12)
+
+
+def hammer(kind: str, *, start: int, count: int) -> None:
     """Read `count` mutations of format `kind`; for a process of its own, since a decoder may take it down.
 
     Each seed is written to stdout before it is tried, so that the last line names the one that crashed.
     """
+    seconds = patience()
     spec = Preprocess(height=32, width=32, background=(0, 0, 0))
     originals = [make() for make in VARIANTS[kind]]
     for seed in range(start, start + count):
