@@ -422,8 +422,8 @@ def with_right_checksums(data: bytes) -> bytes:
 def patience(seconds: float = 2.0) -> float:
     """CPU seconds that one image may cost here: `seconds`, or more on a core slower than the usual.
 
-    An image of just under 50 megapixels is legal and takes most of `seconds`, so a core of half the speed needs
-    twice as long for it; how fast this one is, an honest image of 12 megapixels tells (0.12 s on the usual).
+    An image of just under 50 megapixels is legal and takes most of `seconds`, so a core of half the speed
+    needs twice as long; how fast this one is, an honest image of 12 megapixels tells (0.12 s on the usual).
     """
     buffer = io.BytesIO()
     Image.effect_noise((4000, 3000), 64).convert("RGB").save(buffer, "JPEG")
