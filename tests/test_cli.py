@@ -60,7 +60,7 @@ class TestErrors:
         assert "Invalid value for '--seed'" in holotype("train", "x", "--seed", "abc").error
 
     def test_missing_folder(self, holotype, tmp_path: Path) -> None:
-        assert "no such dataset; give a class folder" in holotype("train", tmp_path / "nothing").error
+        assert "no such dataset; give a folder" in holotype("train", tmp_path / "nothing").error
 
     def test_class_with_one_image(self, holotype, tmp_path: Path) -> None:
         data = write_flat(tmp_path / "data")

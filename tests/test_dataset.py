@@ -8,17 +8,34 @@ import polars as pl
 import pytest
 from PIL import Image
 
+import awkward
 from digits import write_digits, write_flat
 from holotype.config import DataConfig
-from holotype.dataset import Dataset, Shape, margin_shape, open_dataset
+from holotype.dataset import (
+    Dataset,
+    Shape,
+    cache_folder,
+    dataset_name,
+    index_dataset,
+    margin_shape,
+    open_dataset,
+    thumbnailer,
+)
+from holotype.dataset.listing import example_name, file_and_region
+from holotype.dataset.revisions import Change, write_revision
 from holotype.errors import DatasetError
-from holotype.preprocess import Preprocess, read_pixels
+from holotype.preprocess import Box, Preprocess, read_full, read_pixels
+from photos import jpeg, pieces, put
 
 SPEC = Preprocess(height=32, width=32)
 
 
 def read(source: Path, *, shapes: tuple[Shape, ...] = (), **settings: object) -> Dataset:
     return open_dataset(source, spec=SPEC, config=DataConfig(**settings), shapes=shapes)  # type: ignore[arg-type]
+
+
+def index(source: Path, **settings: object) -> Dataset:
+    return index_dataset(source, spec=SPEC, config=DataConfig(**settings))  # type: ignore[arg-type]
 
 
 def all_pixels(dataset: Dataset, *, shape: Shape | None = None) -> np.ndarray:
@@ -131,7 +148,7 @@ class TestCsv:
         file = self.write(tmp_path, "image_path,label,split\n,a,train\nx.png,,train\ny.png,b,tset\n")
         with pytest.raises(DatasetError) as caught:
             read(file)
-        assert "3 bad rows" in str(caught.value)
+        assert "3 of 3 records" in str(caught.value)
         assert all(part in str(caught.value) for part in ("line 2", "line 3", "line 4", "'tset'"))
 
     def test_not_utf8(self, tmp_path: Path) -> None:
@@ -309,3 +326,183 @@ class TestPixelCache:
         read(data)
         assert not stale.exists()
         assert fresh.exists()
+
+
+def write_crops(folder: Path, *, photos: int = 12) -> Path:
+    """A CSV of two crops of each photo, upright and turned ones, one over the edge; some photos twice."""
+    lines = ["image_path,label"]
+    for number, image in enumerate(pieces()["china"][:photos]):
+        data = awkward.with_orientation(image, "JPEG", (1, 6, 3, 8)[number % 4], quality=90)
+        names = [f"{number:02d}.jpg", f"again-{number:02d}.jpg"][: 1 + number % 2]
+        for name in names:
+            put(folder / name, data)
+            lines.append(f'"{name}#xywh=5,4,20.5,30",left')
+            lines.append(f'"{name}#xywh=30,40,50,50",right')
+    return put(folder / "crops.csv", "\n".join(lines).encode())
+
+
+class TestRegions:
+    def test_names_are_read_and_written(self) -> None:
+        name = example_name("a b.jpg", Box(1, 2.5, 11, 22.5))
+        assert name == "a b.jpg#xywh=1,2.5,10,20"
+        assert file_and_region(name) == ("a b.jpg", Box(1, 2.5, 11, 22.5))
+        for whole in ("a.jpg", "c#1.jpg", "a.jpg#xywh=1,2,3", "a.jpg#xywh=1,2,3,4.jpg", "a#xywh=-,.,+,e"):
+            assert file_and_region(whole) == (whole, None)
+
+    @pytest.mark.parametrize("limit", [None, 0.0])
+    def test_pixels_are_those_of_the_region_cached_or_not(self, tmp_path: Path, limit: float | None) -> None:
+        source = write_crops(tmp_path / "data")
+        dataset = index(source, cache_limit_gb=limit)
+        assert bool(dataset.stores) == (limit is None)
+        wanted = []
+        for path in dataset.table["path"]:
+            file, region = file_and_region(path)
+            assert dataset.file(path) == tmp_path / "data" / file
+            wanted.append(read_pixels((tmp_path / "data" / file).read_bytes(), spec=SPEC, region=region))
+        assert np.array_equal(all_pixels(dataset), np.stack(wanted))
+        again = index(source, cache_limit_gb=limit)
+        assert again.table.equals(dataset.table)
+        assert np.array_equal(all_pixels(again), np.stack(wanted))
+
+    def test_a_half_filled_cache_gives_the_same(self, tmp_path: Path) -> None:
+        source = write_crops(tmp_path / "data")
+        whole = all_pixels(index(source))
+        (tmp_path / "data").rename(tmp_path / "other")
+        half = index(tmp_path / "other" / "crops.csv", cache_limit_gb=SPEC.height * SPEC.width * 3 * 10e-9)
+        assert sum(len(store.rows) for store in half.stores.values()) in range(5, 11)
+        assert np.array_equal(all_pixels(half), whole)
+
+    def test_parts_of_a_photo_and_of_its_copies_stay_on_one_side(self, tmp_path: Path) -> None:
+        dataset = index(write_crops(tmp_path / "data", photos=30), validation=0.3, test=0.3)
+        sides = dataset.table.group_by("sha256").agg(pl.col("split").n_unique(), pl.len())
+        assert set(sides["len"]) == {2, 4}
+        assert sides["split"].max() == 1
+        assert len(dataset.splits) == 3
+
+    def test_size_is_that_of_the_part_inside_of_the_upright_image(self, tmp_path: Path) -> None:
+        dataset = index(write_crops(tmp_path / "data", photos=4))
+        sizes = {row[0]: row[1:] for row in dataset.table.select("path", "width", "height").iter_rows()}
+        assert {size for path, size in sizes.items() if "#xywh=5" in path} == {(20, 30)}
+        assert {size for path, size in sizes.items() if "#xywh=30" in path} == {(34, 24)}
+
+    def test_parts_have_hashes_of_their_own(self, tmp_path: Path) -> None:
+        table = index(write_crops(tmp_path / "data", photos=4)).table
+        assert table["sha256"].n_unique() == 4
+        assert table["pixels_sha256"].n_unique() == 8
+
+    def test_picture_and_view_show_the_part(self, tmp_path: Path) -> None:
+        dataset = index(write_crops(tmp_path / "data", photos=4))
+        spec = Preprocess(height=40, width=50, resize="letterbox")
+        thumbnail = thumbnailer(dataset)
+        for path in dataset.table["path"]:
+            file, region = file_and_region(path)
+            data = dataset.file(file).read_bytes()
+            assert np.array_equal(dataset.picture(path), read_full(data, region=region))
+            assert np.array_equal(dataset.view(path, spec=spec), read_pixels(data, spec=spec, region=region))
+            small = thumbnail(path)
+            assert small is not None
+            assert awkward.decode(small).shape == (160, 160, 3)
+        assert thumbnail("gone.jpg") is None
+
+    def test_a_region_outside_of_its_image_is_unreadable_and_harms_no_other(self, tmp_path: Path) -> None:
+        put(tmp_path / "a.png", pieces()["china"][0])
+        rows = ['"a.png#xywh=0,0,9,9",x', '"a.png#xywh=70,0,9,9",y', "a.png,y"]
+        source = put(tmp_path / "crops.csv", "\n".join(["image_path,label", *rows]).encode())
+        dataset = index(source)
+        assert dataset.table["path"].to_list() == ["a.png", "a.png#xywh=0,0,9,9"]
+        ((path, error),) = [(file.path, file.error) for file in dataset.unreadable]
+        assert path == "a.png#xywh=70,0,9,9"
+        assert "outside" in error
+
+
+class TestFacts:
+    def test_columns_say_what_the_files_are(self, tmp_path: Path) -> None:
+        image = pieces()["china"][0][:, :40]
+        files: dict[str, tuple[bytes, tuple[str, str, int, int]]] = {
+            "photo.jpg": (jpeg(image), ("JPEG", "RGB", 40, 64)),
+            "turned.jpg": (awkward.with_orientation(image, "JPEG", 6), ("JPEG", "RGB", 64, 40)),
+            "turned.png": (awkward.with_orientation(image, "PNG", 5), ("PNG", "RGB", 64, 40)),
+            "turned.tif": (awkward.with_orientation(image, "TIFF", 8), ("TIFF", "RGB", 64, 40)),
+            "over.jpg": (awkward.with_orientation(image, "JPEG", 3), ("JPEG", "RGB", 40, 64)),
+            "wrong.jpg": (awkward.encode(image, "PNG"), ("PNG", "RGB", 40, 64)),
+            "ink.jpg": (awkward.cmyk_jpeg((9, 9, 9, 9), size=(7, 5)), ("JPEG", "CMYK", 7, 5)),
+            "deep.png": (awkward.grey16_png(np.zeros((3, 9), np.uint16)), ("PNG", "I;16", 9, 3)),
+            "dot.gif": (awkward.encode(Image.new("P", (1, 1)), "GIF"), ("GIF", "P", 1, 1)),
+        }
+        for name, (data, _) in files.items():
+            put(tmp_path / "a" / name, data)
+        dataset = index(tmp_path)
+        assert not dataset.unreadable
+        columns = dataset.table.select("path", "format", "mode", "width", "height").iter_rows()
+        assert {path.removeprefix("a/"): tuple(rest) for path, *rest in columns} == {
+            name: found for name, (_, found) in files.items()
+        }
+
+    def test_an_index_of_before_they_were_kept_is_read_anew(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", images=4)
+        table = index(data).table
+        (file,) = cache_folder(data).glob("index-*.parquet")
+        pl.read_parquet(file).drop("format", "mode", "width", "height").write_parquet(file)
+        assert index(data).table.equals(table)
+        assert set(table["width"]) == {32}
+
+
+class TestForThoseWhoLookForFaults:
+    def test_nothing_that_can_be_listed_is_an_error(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=1, images=3)
+        put(data / "0" / "broken.png", b"x")
+        dataset = index(data)
+        assert dataset.classes == ("0",)
+        assert [file.path for file in dataset.unreadable] == ["0/broken.png"]
+        for file in data.glob("*/*"):
+            file.write_bytes(b"x")
+        nothing = index(data)
+        assert (len(nothing.table), nothing.classes, nothing.splits) == (0, (), ())
+        assert len(nothing.unreadable) == 4
+        with pytest.raises(DatasetError, match="4 of 4 files are unreadable"):
+            read(data)
+
+    def test_bad_records_are_problems_that_name_their_line(self, tmp_path: Path) -> None:
+        write_flat(tmp_path, classes=2, images=2)
+        good = [
+            f"{file.relative_to(tmp_path).as_posix()},{file.parent.name}" for file in tmp_path.glob("*/*")
+        ]
+        put(tmp_path / "labels.csv", "\n".join(["image_path,label", *good, ",x"]).encode())
+        dataset = index(tmp_path / "labels.csv")
+        assert len(dataset.table) == 4
+        (problem,) = dataset.problems
+        assert str(problem).startswith("labels.csv: line 6: image_path is empty")
+
+    def test_a_name_that_is_not_utf8_is_a_problem(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=3)
+        try:
+            next((data / "0").iterdir()).rename(os.fsdecode(os.fsencode(data / "0") + b"/\xe9.png"))
+        except OSError:
+            pytest.skip("this file system has only UTF-8 names")
+        dataset = index(data)
+        assert len(dataset.table) == 5
+        assert [str(problem) for problem in dataset.problems] == [
+            "0/\\udce9.png: its name is not UTF-8; rename it"
+        ]
+
+    def test_the_labelling_outlives_a_new_split_and_no_new_label(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", images=20)
+        first = index(data)
+        other_shares = index(data, test=0.5)
+        assert other_shares.root_hash != first.root_hash
+        assert other_shares.labelling_hash == first.labelling_hash
+        path = first.table["path"][0]
+        moved = "test" if first.table["split"][0] != "test" else "train"
+        write_revision(cache_folder(data), source="fix-split", changes=[Change(path=path, split=moved)])
+        assert index(data).labelling_hash == first.labelling_hash
+        write_revision(cache_folder(data), source="relabel", changes=[Change(path=path, label="1")])
+        relabelled = index(data)
+        assert relabelled.revision == 2
+        assert relabelled.labelling_hash != first.labelling_hash
+        assert index(data, revision=1).labelling_hash == first.labelling_hash
+        (data / path).write_bytes(jpeg(pieces()["china"][0]))
+        assert index(data, revision=0).labelling_hash != first.labelling_hash
+
+    def test_a_dataset_is_called_as_its_folder_or_file(self, tmp_path: Path) -> None:
+        assert dataset_name(put(tmp_path / "birds" / "labels.v2.csv", b"")) == "labels.v2"
+        assert dataset_name(tmp_path / "birds") == "birds"

@@ -6,11 +6,13 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from holotype import metrics
 from holotype.metrics import (
     Predictions,
+    binomial_bounds,
     confusion_matrix,
     evaluate_predictions,
     expected_calibration_error,
@@ -244,6 +246,34 @@ class TestIntervals:
         interval = evaluate_predictions(draw(0, images=6000, classes=60, strength=0.0))["accuracy"]
         expected = 2 * 1.96 * np.sqrt(interval.value * (1 - interval.value) / 6000)
         assert interval.high - interval.low == pytest.approx(expected, rel=0.1)
+
+
+class TestBinomialBounds:
+    def test_300_of_300_show_99_percent(self) -> None:
+        low, high = binomial_bounds(300, 300)
+        assert low == pytest.approx(0.05 ** (1 / 300))
+        assert low == pytest.approx(0.99006, abs=5e-6)
+        assert high == 1.0
+        assert binomial_bounds(298, 298)[0] < 0.99 < binomial_bounds(299, 299)[0]
+
+    @pytest.mark.parametrize(("successes", "trials"), [(1, 1), (3, 7), (0, 5), (299, 300), (9_950, 10_000)])
+    @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+    def test_they_are_quantiles_of_beta_distributions(
+        self, successes: int, trials: int, confidence: float
+    ) -> None:
+        failures = trials - successes
+        low, high = binomial_bounds(successes, trials, confidence=confidence)
+        beta = scipy.stats.beta
+        assert low == pytest.approx(beta.ppf(1 - confidence, successes, failures + 1) if successes else 0)
+        assert high == pytest.approx(beta.ppf(confidence, successes + 1, failures) if failures else 1)
+
+    def test_each_is_where_the_observation_has_the_chance_that_is_left(self) -> None:
+        low, high = binomial_bounds(17, 20)
+        assert scipy.stats.binom.sf(16, 20, low) == pytest.approx(0.05)
+        assert scipy.stats.binom.cdf(17, 20, high) == pytest.approx(0.05)
+
+    def test_nothing_seen_says_nothing(self) -> None:
+        assert binomial_bounds(0, 0) == (0.0, 1.0)
 
 
 def macro_f1_of(sample: Predictions, rows: npt.NDArray[np.int64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,24 @@ from pydantic import ValidationError
 
 import awkward
 from awkward import encode, photo_jpeg, picture, png, turned_upright, with_orientation
-from holotype.errors import BrokenImageError, ImageTooLargeError, UnsupportedImageError
-from holotype.preprocess import SUFFIXES, Box, Limits, Preprocess, read_pixels, read_views
+from holotype.errors import (
+    BrokenImageError,
+    EmptyImageError,
+    ImageError,
+    ImageTooLargeError,
+    UnsupportedImageError,
+)
+from holotype.preprocess import (
+    SUFFIXES,
+    Box,
+    Facts,
+    Limits,
+    Preprocess,
+    facts,
+    read_full,
+    read_pixels,
+    read_views,
+)
 
 EXACT = Preprocess(height=8, width=8, background=(10, 20, 30))
 """8 x 8 images come out as they are, so that colour is all that is tested."""
@@ -213,9 +230,7 @@ def test_bmp_gif_webp_and_tiff_keep_lossless_pixels():
 
 # ------------------------------------------------------------------------------------------- orientation
 
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
+EVERY_KIND = pytest.mark.parametrize(
     ("kind", "options"),
     [
         ("JPEG", {"quality": 90}),
@@ -228,6 +243,10 @@ def test_bmp_gif_webp_and_tiff_keep_lossless_pixels():
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value) or "plain",
 )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@EVERY_KIND
 def test_an_oriented_image_has_the_pixels_of_the_turned_png(kind, options, orientation):
     stored = picture(40, 24)
     data = with_orientation(stored, kind, orientation, **options)
@@ -608,6 +627,132 @@ def test_a_limit_of_ones_own_is_kept():
     read_pixels(data, spec=EXACT, limits=Limits(max_pixels=10_000))
     with pytest.raises(ImageTooLargeError, match=r"100 x 100 pixels is over the limit of 9,999 pixels"):
         read_pixels(data, spec=EXACT, limits=Limits(max_pixels=9_999))
+
+
+# --------------------------------------------------------------------------- what the header says; full size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@EVERY_KIND
+def test_facts_tell_the_upright_size(kind, options, orientation):
+    data = with_orientation(picture(40, 24), kind, orientation, **options)
+    width, height = (24, 40) if orientation >= 5 else (40, 24)
+    assert facts(data) == Facts("JPEG" if kind == "MPO" else kind, "RGB", width, height)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "mode"),
+    [
+        (awkward.cmyk_jpeg((10, 100, 200, 50)), "JPEG", "CMYK"),
+        (awkward.grey16_png(np.zeros((16, 16), np.uint16)), "PNG", "I;16"),
+        (encode(Image.new("LA", (16, 16)), "PNG"), "PNG", "LA"),
+        (encode(Image.new("1", (16, 16)), "BMP"), "BMP", "1"),
+        (encode(Image.fromarray(picture(16, 16)).quantize(16), "GIF"), "GIF", "P"),
+        (awkward.two_frame_mpo(picture(16, 16), picture(16, 16, seed=1)), "MPO", "RGB"),
+        (awkward.float_tiff(np.zeros((16, 16))), "TIFF", "F"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_facts_name_format_and_mode_as_pillow_does(data, kind, mode):
+    assert facts(data) == Facts(kind, mode, 16, 16)
+
+
+def test_facts_need_no_pixels_and_so_tell_of_broken_images_too():
+    whole = encode(picture(640, 480), "JPEG")
+    assert facts(whole[:2000]) == facts(whole) == Facts("JPEG", "RGB", 640, 480)
+    over_the_limit = encode(Image.new("1", (9000, 6000)), "PNG")
+    assert facts(over_the_limit) == Facts("PNG", "1", 9000, 6000)
+
+
+@pytest.mark.parametrize("read_it", [facts, read_full], ids=["facts", "read_full"])
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", EmptyImageError),
+        (b"Dear customer,", UnsupportedImageError),
+        (encode(picture(16, 16), "PNG")[:12], BrokenImageError),
+        (awkward.png_claiming(60000, 60000), ImageTooLargeError),
+    ],
+    ids=["empty", "text", "header cut off", "60000 x 60000"],
+)
+def test_facts_and_full_size_refuse_what_the_pixel_path_refuses(read_it, data, kind):
+    with pytest.raises(kind) as caught:
+        read_it(data)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@EVERY_KIND
+def test_full_size_is_the_plain_decode_upright(kind, options, orientation):
+    stored = picture(40, 24)
+    plain = awkward.decode(encode(stored, kind, **options))
+    pixels = read_full(with_orientation(stored, kind, orientation, **options))
+    assert np.array_equal(pixels, turned_upright(plain, orientation))
+
+
+@pytest.mark.parametrize("kind", sorted(awkward.VARIANTS))
+def test_full_size_has_the_size_that_the_facts_tell(kind):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif")
+    for make in awkward.VARIANTS[kind]:
+        found, pixels = facts(make()), read_full(make())
+        assert pixels.shape == (found.height, found.width, 3)
+        assert pixels.dtype == np.uint8
+
+
+def test_a_large_jpeg_is_decoded_at_full_detail():
+    data = photo_jpeg(1600, 1200)
+    assert np.array_equal(read_full(data), awkward.decode(data))
+
+
+def test_full_size_goes_beyond_the_sizes_of_a_spec():
+    assert read_full(encode(Image.new("L", (5000, 3), 7), "PNG")).shape == (3, 5000, 3)
+    assert read_full(encode(Image.new("L", (1, 1), 7), "PNG")).tolist() == [[[7, 7, 7]]]
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_a_region_at_full_size_is_cut_out_of_the_upright_image(orientation):
+    data = with_orientation(picture(60, 40), "PNG", orientation)
+    whole = read_full(data)
+    assert np.array_equal(read_full(data, region=Box(5, 8, 25, 31)), whole[8:31, 5:25])
+    # To whole pixels, and over the edge to the edge.
+    assert np.array_equal(read_full(data, region=Box(4.6, 8.4, 25.3, 30.8)), whole[8:31, 5:25])
+    assert np.array_equal(read_full(data, region=Box(-9, 30, 10, 999)), whole[30:, :10])
+    # Never less than a pixel.
+    assert np.array_equal(read_full(data, region=Box(7.1, 9.1, 7.2, 9.2)), whole[9:10, 7:8])
+    right, bottom = whole.shape[1], whole.shape[0]
+    corner = Box(right - 0.3, bottom - 0.3, right, bottom)
+    assert np.array_equal(read_full(data, region=corner), whole[-1:, -1:])
+
+
+def test_a_region_at_full_size_outside_of_the_image_is_an_error():
+    with pytest.raises(BrokenImageError, match="lies outside the image"):
+        read_full(encode(picture(20, 20), "PNG"), region=Box(30, 0, 40, 10))
+
+
+def test_at_full_size_colour_is_that_of_the_pixel_path():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., :3] = (200, 100, 50)
+    pixels[0, :2, 3] = [0, 255]
+    assert read_full(encode(pixels, "PNG"))[0, :2].tolist() == [[255, 255, 255], [200, 100, 50]]
+    for data in (awkward.cmyk_jpeg((10, 100, 200, 50)), awkward.grey16_png(np.full((16, 16), 30000))):
+        assert np.array_equal(read_full(data), read(data, spec=same_size(data)))
+
+
+def test_the_limit_of_pixels_holds_at_full_size():
+    data = encode(Image.new("L", (100, 100)), "PNG")
+    read_full(data, limits=Limits(max_pixels=10_000))
+    with pytest.raises(ImageTooLargeError, match=r"100 x 100 pixels is over the limit of 9,999 pixels"):
+        read_full(data, limits=Limits(max_pixels=9_999))
+
+
+@pytest.mark.parametrize("kind", sorted(awkward.SMALL))
+def test_damaged_files_have_facts_and_pixels_or_an_image_error(kind):
+    for seed in range(60):
+        data = awkward.mutate(awkward.SMALL[kind](), seed=seed)
+        for read_it in (facts, read_full):
+            with contextlib.suppress(ImageError):
+                read_it(data)
 
 
 DIGEST_OF_DEFAULTS = "9772ea8c427463976f9cacba2d07fc62fe23be255acf248ab92d4e3bc73b4306"

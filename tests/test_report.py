@@ -192,7 +192,7 @@ class TestContract:
         content = json.loads((written / "report.json").read_text(encoding="utf-8"))
         assert set(content) == {
             "metrics", "per_class", "confusion", "confused", "mistakes", "dataset", "bundle", "runtime",
-            "split", "seconds", "history",
+            "split", "seconds", "leaked", "history",
         }  # fmt: skip
         assert set(content["metrics"]) == {
             "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "ece",

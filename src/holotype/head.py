@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "better",
     "extract_features",
     "fit_head",
+    "logistic_path",
     "score_logits",
     "validation_columns",
 ]
@@ -110,30 +111,39 @@ def fit_head(
     Minimises smoothed cross-entropy + l2 / 2 * |W|^2 for each of six l2, and keeps the one that is best on
     validation by `config.metric`. Standardisation is folded into the returned weight and bias.
     """
-    mean, scale = train.values.mean(axis=0), train.values.std(axis=0) + 1e-6
-    inputs = torch.from_numpy((train.values - mean) / scale)
-    targets = torch.from_numpy(train.labels)
-    weight = torch.zeros(classes, inputs.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
+    problem = _Standardised.of(train, classes=classes)
     best: HeadFit | None = None
     for epoch, l2 in enumerate(_PENALTIES, start=1):
         start = time.perf_counter()
-        loss, norm, logits = _minimise(weight, bias, inputs, targets, l2=l2, smoothing=config.label_smoothing)
-        folded = weight.detach() / torch.from_numpy(scale)
-        offset = bias.detach() - folded @ torch.from_numpy(mean)
+        loss, norm, logits = _minimise(problem, l2=l2, smoothing=config.label_smoothing)
+        folded, offset = problem.folded()
         seen = validation.values @ folded.numpy().T + offset.numpy()
         scores = score_logits(seen, validation.labels)
-        accuracy = float((logits.argmax(1) == targets).float().mean())
+        accuracy = float((logits.argmax(1) == problem.targets).float().mean())
         log.add(
             {"stage": "head", "epoch": epoch, "l2": l2, "train_loss": loss, "train_accuracy": accuracy,
              "gradient_norm": norm, **validation_columns(scores)},
             {"stage": "head", "epoch": epoch, "seconds": time.perf_counter() - start},
         )  # fmt: skip
         if better(scores, None if best is None else best.scores, metric=config.metric):
-            best = HeadFit(folded.clone(), offset.clone(), scores, seen)
+            best = HeadFit(folded, offset, scores, seen)
     if best is None:
         raise AssertionError("no penalty was tried")
     return best
+
+
+def logistic_path(
+    train: Features, inputs: Floats, *, classes: int, penalties: Sequence[float], smoothing: float = 0.0
+) -> Iterator[Floats]:
+    """Logits `float32[N, C]` of `inputs: float32[N, D]` by the regression of `fit_head`, for each penalty.
+
+    From the strongest penalty to the weakest, each solution starts the next fit.
+    """
+    problem = _Standardised.of(train, classes=classes)
+    for l2 in penalties:
+        _minimise(problem, l2=l2, smoothing=smoothing)
+        weight, bias = problem.folded()
+        yield inputs @ weight.numpy().T + bias.numpy()
 
 
 def validation_columns(scores: Scores) -> dict[str, float]:
@@ -144,16 +154,38 @@ def validation_columns(scores: Scores) -> dict[str, float]:
     }
 
 
-def _minimise(
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    l2: float,
-    smoothing: float,
-) -> tuple[float, float, torch.Tensor]:
+@dataclass(frozen=True)
+class _Standardised:
+    """Features of mean 0 and deviation 1, their targets, and the head that is fitted to them in place."""
+
+    mean: Floats
+    scale: Floats
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, features: Features, *, classes: int) -> _Standardised:
+        mean, scale = features.values.mean(axis=0), features.values.std(axis=0) + 1e-6
+        return cls(
+            mean,
+            scale,
+            torch.from_numpy((features.values - mean) / scale),
+            torch.from_numpy(features.labels),
+            torch.zeros(classes, features.values.shape[1], requires_grad=True),
+            torch.zeros(classes, requires_grad=True),
+        )
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias for features as they come."""
+        weight = self.weight.detach() / torch.from_numpy(self.scale)
+        return weight, self.bias.detach() - weight @ torch.from_numpy(self.mean)
+
+
+def _minimise(problem: _Standardised, *, l2: float, smoothing: float) -> tuple[float, float, torch.Tensor]:
     """Run L-BFGS in place; returns the cross-entropy, the final gradient norm, and the logits."""
+    inputs, targets, weight, bias = problem.inputs, problem.targets, problem.weight, problem.bias
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=60, tolerance_change=1e-6, line_search_fn="strong_wolfe"
     )

@@ -14,6 +14,7 @@ __all__ = [
     "Interval",
     "Predictions",
     "ReliabilityBins",
+    "binomial_bounds",
     "confusion_matrix",
     "evaluate_predictions",
     "expected_calibration_error",
@@ -277,3 +278,16 @@ def _interval(value: float, draws: Floats) -> Interval:
     # The calibration error of a resample is biased upwards, so for a well calibrated model even its 2.5 %
     # quantile can lie above the value; an interval never excludes the value it belongs to.
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact one-sided bounds of a proportion: with `confidence` it is above the lower, as with the upper.
+
+    Quantiles of beta distributions (Clopper & Pearson 1934). (0, 1) where there were no trials.
+    """
+    from scipy.special import betaincinv
+
+    failures = trials - successes
+    low = float(betaincinv(successes, failures + 1, 1 - confidence)) if successes else 0.0
+    high = float(betaincinv(successes + 1, failures, confidence)) if failures else 1.0
+    return low, high

@@ -17,7 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from holotype.config import DataConfig, ModelConfig
 from holotype.errors import ConfigError, ModelError
+from holotype.preprocess import Preprocess
 
 __all__ = [
     "DEFAULT",
@@ -29,6 +31,7 @@ __all__ = [
     "choose_device",
     "create",
     "head_of",
+    "input_spec",
     "known_names",
     "load_weights",
     "pretrained",
@@ -241,6 +244,18 @@ def save_weights(classifier: Classifier, file: Path) -> None:
 
     state = classifier.network.state_dict()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
+
+
+def input_spec(model: ModelConfig, data: DataConfig) -> Preprocess:
+    """The pixel path of a network on a dataset: size and filter from the weights' recipe."""
+    recipe = recipe_of(model.name)
+    return Preprocess(
+        height=data.size or recipe.height,
+        width=data.size or recipe.width,
+        resize="squash" if data.resize == "auto" else data.resize,
+        crop_fraction=recipe.crop_fraction,
+        filter=recipe.filter,
+    )
 
 
 def load_weights(classifier: Classifier, state: dict[str, torch.Tensor]) -> None:

@@ -31,7 +31,19 @@ from holotype.errors import (
     require,
 )
 
-__all__ = ["FORMATS", "SUFFIXES", "Box", "Limits", "Pixels", "Preprocess", "read_pixels", "read_views"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "Box",
+    "Facts",
+    "Limits",
+    "Pixels",
+    "Preprocess",
+    "facts",
+    "read_full",
+    "read_pixels",
+    "read_views",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,6 +64,7 @@ _FILTERS = {
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 0x0102, 0x0106, 0x0112
 _WHITE_IS_ZERO = 0
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,6 +149,65 @@ class Limits:
     max_pixels: int = 50_000_000
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the header of an image says: Pillow's names of format and mode, and its upright size in pixels."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def facts(data: bytes, *, limits: Limits | None = None) -> Facts:
+    """Read the header alone, under the guards of `read_pixels`; raises an `ImageError` as it does."""
+    limits = limits or Limits()
+    try:
+        image = _identify(data, limits=limits)
+        width, height = image.size
+        # Pillow decodes a whole PNG to look for EXIF behind the pixels; nearly none has any.
+        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF)
+        if not plain and width * height <= limits.max_pixels and _orientation(image) >= 5:
+            width, height = height, width
+        return Facts(image.format or "", image.mode, width, height)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise BrokenImageError(f"broken image ({type(error).__name__}: {error})") from error
+
+
+def read_full(data: bytes, *, region: Box | None = None, limits: Limits | None = None) -> Pixels:
+    """Decode `data` at its own size: `uint8[H, W, 3]`, RGB, upright, `region` cut to whole pixels.
+
+    For pictures that people look at and for crops written as files. Raises an `ImageError` as `read_pixels`.
+    """
+    limits = limits or Limits()
+    found = facts(data, limits=limits)
+    if found.width * found.height > limits.max_pixels:
+        raise _too_large(found.width, found.height, limits)
+    whole = Box(0, 0, found.width, found.height)
+    box = Box(*(round(side) for side in _clip(region or whole, extent=whole)))
+    left, top = min(int(box.left), found.width - 1), min(int(box.top), found.height - 1)
+    width, height = max(int(box.right) - left, 1), max(int(box.bottom) - top, 1)
+    box = Box(left, top, left + width, top + height)
+    # Not a `Preprocess`: its size is bounded, and that of an image is not.
+    try:
+        spec = Preprocess.model_construct(height=height, width=width, resize="squash")
+        image, visible = _open_upright(data, spec=spec, region=box, limits=limits)
+        image = _to_rgb(image, background=spec.background)
+        return _resize(image, visible, spec=spec, height=height, width=width)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise BrokenImageError(f"broken image ({type(error).__name__}: {error})") from error
+
+
+def _too_large(width: int, height: int, limits: Limits) -> ImageTooLargeError:
+    return ImageTooLargeError(
+        f"image of {width} x {height} pixels is over the limit of {limits.max_pixels:,} pixels"
+    )
+
+
 def read_pixels(
     data: bytes, *, spec: Preprocess, region: Box | None = None, limits: Limits | None = None
 ) -> Pixels:
@@ -180,9 +252,7 @@ def _open_upright(
     image = _identify(data, limits=limits)
     full_width, full_height = image.size
     if full_width * full_height > limits.max_pixels:
-        raise ImageTooLargeError(
-            f"image of {full_width} x {full_height} pixels is over the limit of {limits.max_pixels:,} pixels"
-        )
+        raise _too_large(full_width, full_height, limits)
     factor = 1
     if image.format in ("JPEG", "MPO"):
         _refuse_scan_bomb(data, image)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from holotype.dataset import Dataset, Split
-from holotype.errors import DatasetError, ImageError
+from holotype.dataset import Dataset, Split, cache_folder, thumbnailer
+from holotype.dataset.leaks import read_leaks
+from holotype.errors import DatasetError
 from holotype.metrics import Predictions
 from holotype.predictor import Predictor
-from holotype.preprocess import Preprocess, read_pixels
 from holotype.progress import track
 from holotype.report import BundleSummary, DatasetSummary, Report, UnreadableFile, build_report, write_report
 from holotype.runlog import Row
-
-_THUMBNAIL = Preprocess(height=160, width=160, resize="letterbox", filter="bilinear")
 
 __all__ = ["choose_split", "evaluate_split", "score"]
 
@@ -91,17 +87,9 @@ def evaluate_split(
         runtime=predictor.runtime.name,
         split=split,
         seconds=time.perf_counter() - started,
+        leaked=read_leaks(cache_folder(dataset.source), dataset.root_hash, split),
         history=history,
     )
 
-    def thumbnail(path: str) -> bytes | None:
-        try:
-            pixels = read_pixels(dataset.file(path).read_bytes(), spec=_THUMBNAIL, limits=dataset.limits)
-        except (OSError, ImageError):
-            return None
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
-
-    write_report(folder, report, predictions=predictions, thumbnail=thumbnail)
+    write_report(folder, report, predictions=predictions, thumbnail=thumbnailer(dataset))
     return report

@@ -1,19 +1,32 @@
 """Datasets: reading layouts, the index with its hashes, splits, and the pixel cache."""
 
-from holotype.dataset.index import Dataset, Unreadable, margin_shape, open_dataset, recorded_source
-from holotype.dataset.listing import SPLITS, Listing, Record, Split
-from holotype.dataset.store import Shape, dataset_name
+from holotype.dataset.index import (
+    Dataset,
+    Unreadable,
+    index_dataset,
+    margin_shape,
+    open_dataset,
+    recorded_source,
+)
+from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
+from holotype.dataset.store import Shape, cache_folder, cache_root, dataset_name
+from holotype.dataset.thumbnails import thumbnailer
 
 __all__ = [
     "SPLITS",
     "Dataset",
     "Listing",
+    "Problem",
     "Record",
     "Shape",
     "Split",
     "Unreadable",
+    "cache_folder",
+    "cache_root",
     "dataset_name",
+    "index_dataset",
     "margin_shape",
     "open_dataset",
     "recorded_source",
+    "thumbnailer",
 ]

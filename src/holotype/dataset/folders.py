@@ -10,10 +10,10 @@ from holotype.dataset.listing import SPLIT_NAMES, Listing, Record, Split
 from holotype.errors import DatasetError
 from holotype.preprocess import SUFFIXES
 
-__all__ = ["read_folders"]
+__all__ = ["DEBRIS", "files_below", "read_folders"]
 
-# Folders that archives and desktops leave behind.
-_DEBRIS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+DEBRIS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+"""Folders that archives and desktops leave behind; never classes."""
 
 
 def read_folders(root: Path) -> Listing:
@@ -26,7 +26,8 @@ def read_folders(root: Path) -> Listing:
         raise DatasetError(
             "has no class folders",
             where=root,
-            fix="expected DATA/CLASS/image.jpg or DATA/{train,validation,test}/CLASS/image.jpg, or a CSV",
+            fix="expected DATA/CLASS/image.jpg, DATA/{train,validation,test}/CLASS/image.jpg, or annotations"
+            " as Pascal VOC, YOLO, CreateML, COCO or Label Studio write them",
         )
     splits = {name: SPLIT_NAMES[name.lower()] for name in children if name.lower() in SPLIT_NAMES}
     ignored: list[str] = [entry.name for entry in os.scandir(root) if entry.is_file()]
@@ -58,7 +59,7 @@ def _read_classes(
     root: Path, folder: Path, *, split: Split | None, records: list[Record], ignored: list[str]
 ) -> None:
     for label in _subfolders(folder):
-        for file in _files(folder / label):
+        for file in files_below(folder / label):
             relative = Path(file).relative_to(root).as_posix()
             if os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122  (called once per file)
                 records.append(Record(relative, label, split))
@@ -71,13 +72,14 @@ def _subfolders(folder: Path) -> list[str]:
         return sorted(
             entry.name
             for entry in entries
-            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in _DEBRIS
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in DEBRIS
         )
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file below `folder`, in order of folders; nothing hidden, and not what archives leave behind."""
     for parent, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith(".") and name not in _DEBRIS)
+        names[:] = sorted(name for name in names if not name.startswith(".") and name not in DEBRIS)
         for name in sorted(files):
             if not name.startswith("."):
                 yield f"{parent}/{name}"

@@ -14,18 +14,18 @@ import polars as pl
 
 from holotype.bundle import Bundle
 from holotype.config import DataConfig
-from holotype.dataset.folders import read_folders
-from holotype.dataset.ingest import ingest
-from holotype.dataset.listing import SPLITS, Listing, Split
+from holotype.dataset.ingest import contents, ingest
+from holotype.dataset.listing import SPLITS, Problem, Split, file_and_region, problems_error
+from holotype.dataset.revisions import revise
 from holotype.dataset.scan import decode_files
+from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
 from holotype.dataset.store import Shape, Store, cache_folder
-from holotype.dataset.table import read_csv
 from holotype.errors import DatasetError
-from holotype.preprocess import Limits, Pixels, Preprocess
+from holotype.preprocess import Limits, Pixels, Preprocess, read_full, read_pixels
 from holotype.progress import note
 
-__all__ = ["Dataset", "Unreadable", "margin_shape", "open_dataset", "recorded_source"]
+__all__ = ["Dataset", "Unreadable", "index_dataset", "margin_shape", "open_dataset", "recorded_source"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -42,9 +42,11 @@ class Unreadable:
 class Dataset:
     """The readable images of a dataset.
 
-    `table` has a row for each: path, sha256, pixels_sha256, bytes, label, split, group, annotator.
-    `root_hash` covers path, content, label and split of all of them. `deviation` says, per class, how far an
-    automatic split is from the wanted shares; None where the data came with splits.
+    `table` has a row for each: path (with `#xywh=` where it is a part of an image), label, split, group,
+    annotator, sha256, pixels_sha256, bytes, format, mode, width, height. `root_hash` covers path, content,
+    label and split of all of them. `deviation` says, per class, how far an automatic split is from the wanted
+    shares; None where the data came with splits. `revision` is the number of the labels' and splits' last
+    change that was applied, 0 where they are as the data says.
     """
 
     source: Path
@@ -55,9 +57,16 @@ class Dataset:
     root_hash: str
     unreadable: tuple[Unreadable, ...]
     ignored: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    revision: int
     deviation: dict[str, float] | None
     limits: Limits
     stores: dict[Shape, Store]
+
+    @property
+    def labelling_hash(self) -> str:
+        """As `root_hash`, but of path, content and label alone: it outlives a new split."""
+        return _hash_rows(self.table, "path", "sha256", "label")
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -79,7 +88,19 @@ class Dataset:
         return tuple(self.table["path"].gather(rows))
 
     def file(self, path: str) -> Path:
-        return self.root / path
+        """The image file of an example."""
+        return self.root / file_and_region(path)[0]
+
+    def view(self, path: str, *, spec: Preprocess) -> Pixels:
+        """`uint8[H, W, 3]`, an example as `spec` shows it; `ImageError` or OSError if it cannot be read."""
+        file, region = file_and_region(path)
+        data = (self.root / file).read_bytes()
+        return read_pixels(data, spec=spec, region=region, limits=self.limits)
+
+    def picture(self, path: str) -> Pixels:
+        """`uint8[H, W, 3]`, an example at its own size; `ImageError` or OSError where it cannot be read."""
+        file, region = file_and_region(path)
+        return read_full((self.root / file).read_bytes(), region=region, limits=self.limits)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per class and split."""
@@ -101,12 +122,12 @@ class Dataset:
         """
         wanted = shape or self.exact
         store = self.stores.get(wanted)
-        digests = self.table["sha256"].to_list()
+        digests = contents(self.table)
         if store is not None and all(digest in store.rows for digest in digests):
-            memory = store.open()
             place = np.array([store.rows[digest] for digest in digests], dtype=np.int64)
             for rows in batches:
-                yield memory[place[rows]]
+                # Mapped anew for each batch: pages that were read do not add up in the process's memory.
+                yield store.open()[place[rows]]
             return
         yield from self._partly_cached(list(batches), wanted, store, digests)
 
@@ -149,9 +170,24 @@ def open_dataset(
     `shapes` are views beside the exact one to keep in the cache. Raises `DatasetError` where the data cannot
     be used; unreadable files are listed in the result unless they exceed `config.max_unreadable`.
     """
+    dataset = index_dataset(source, spec=spec, config=config, shapes=shapes)
+    _check_readable(dataset, allowed=config.max_unreadable)
+    labels, split = dataset.table["label"].to_list(), dataset.table["split"].to_list()
+    try:
+        check_classes(labels, split)
+    except DatasetError as error:
+        raise DatasetError(error.what, where=source, fix=error.fix) from None
+    return dataset
+
+
+def index_dataset(
+    source: Path | str, *, spec: Preprocess, config: DataConfig, shapes: Sequence[Shape] = ()
+) -> Dataset:
+    """As `open_dataset`, but without its checks: whatever can be read, for those who look for faults."""
     source = Path(source)
-    listing = _list_records(source)
     folder = cache_folder(source)
+    listed = read_source(source, config=config)
+    listing, revision = revise(listed, folder, config.revision)
     limits = Limits(max_pixels=config.max_pixels)
     wanted = (Shape(spec.height, spec.width), *shapes)
     table, stores = ingest(
@@ -159,25 +195,23 @@ def open_dataset(
     )
     readable = table.filter(pl.col("error") == "")
     bad = table.filter(pl.col("error") != "").select("path", "error")
-    unreadable = tuple(Unreadable(path, error) for path, error in bad.iter_rows())
-    _check_readable(source, unreadable, total=len(table), allowed=config.max_unreadable)
-    split, gaps = _split(readable, Fractions(config.validation, config.test))
+    # A revision may name the splits of data that names none; files that came later go by their hash.
+    unnamed = not any(record.split for record in listed.records)
+    split, gaps = _split(readable, Fractions(config.validation, config.test), fill=unnamed)
     readable = readable.with_columns(pl.Series("split", split, dtype=pl.String)).drop(
         "error", "size", "mtime_ns"
     )
-    try:
-        check_classes(readable["label"].to_list(), split)
-    except DatasetError as error:
-        raise DatasetError(error.what, where=source, fix=error.fix) from None
     return Dataset(
         source=source,
         root=listing.root,
         spec=spec,
         classes=tuple(sorted(readable["label"].unique())),
         table=readable,
-        root_hash=_root_hash(readable),
-        unreadable=unreadable,
+        root_hash=_hash_rows(readable, "path", "sha256", "label", "split"),
+        unreadable=tuple(Unreadable(path, error) for path, error in bad.iter_rows()),
         ignored=listing.ignored,
+        problems=listing.problems,
+        revision=revision,
         deviation=gaps,
         limits=limits,
         stores=stores,
@@ -196,42 +230,50 @@ def recorded_source(bundle: Bundle) -> Path:
     return Path(recorded)
 
 
-def _list_records(source: Path) -> Listing:
-    if not source.exists():
-        raise DatasetError("no such dataset", where=source, fix="give a class folder or a CSV file")
-    if source.is_dir():
-        return read_folders(source)
-    if source.suffix.lower() == ".csv":
-        return read_csv(source)
-    raise DatasetError(
-        "is neither a folder nor a .csv file", where=source, fix="give a class folder or a CSV file"
-    )
-
-
-def _check_readable(source: Path, unreadable: Sequence[Unreadable], *, total: int, allowed: float) -> None:
-    if not unreadable:
-        return
-    first = f"{unreadable[0].path}: {unreadable[0].error}"
-    if len(unreadable) > allowed * total:
+def _check_readable(dataset: Dataset, *, allowed: float) -> None:
+    """`DatasetError` where too many records or files are bad, else a note about them."""
+    problems, unreadable, source = dataset.problems, dataset.unreadable, dataset.source
+    total = len(dataset.table) + len(unreadable) + len(problems)
+    if len(problems) + len(unreadable) > allowed * total:
+        if problems:
+            broken = (Problem(file.path, file.error, "repair or remove it") for file in unreadable)
+            raise problems_error(source, (*problems, *broken), total=total)
         raise DatasetError(
-            f"{len(unreadable)} of {total} files are unreadable, first {first}",
+            f"{len(unreadable)} of {total} files are unreadable, first {unreadable[0].path}:"
+            f" {unreadable[0].error}",
             where=source,
             fix="repair or remove them, or raise --set data.max_unreadable",
         )
-    note(f"{len(unreadable)} of {total} files are unreadable and left out, first {first}")
+    if problems:
+        note(f"{len(problems)} of {total} records cannot be used and are left out, first {problems[0]}")
+    if unreadable:
+        first = f"{unreadable[0].path}: {unreadable[0].error}"
+        note(f"{len(unreadable)} of {total} files are unreadable and left out, first {first}")
 
 
-def _split(table: pl.DataFrame, fractions: Fractions) -> tuple[list[Split], dict[str, float] | None]:
+def _split(
+    table: pl.DataFrame, fractions: Fractions, *, fill: bool
+) -> tuple[list[Split], dict[str, float] | None]:
     """The split of each row, and the deviation per class where we chose it.
 
-    Data that names train but not validation gets its validation from train, by the same hash.
+    Data that names train but not validation gets its validation from train, by the same hash. `fill` lets
+    rows without a split have one by their hash beside rows that name theirs.
     """
     named: list[Split | None] = table["split"].to_list()
-    # Exact copies have the same content hash, so they never end up on both sides of a split.
-    groups = [group or digest for group, digest in table.select("group", "sha256").iter_rows()]
+    # Exact copies have the same content hash, so they never end up on both sides of a split, nor do two parts
+    # of one photo, whose group is the photo.
+    groups = [
+        digest if group is None or group == file_and_region(path)[0] else group
+        for path, group, digest in table.select("path", "group", "sha256").iter_rows()
+    ]
     if not any(named):
         chosen = [choose_split(group, fractions=fractions) for group in groups]
         return chosen, deviation(table["label"].to_list(), chosen, fractions=fractions)
+    if not all(named) and fill:
+        named = [
+            split or choose_split(group, fractions=fractions)
+            for group, split in zip(groups, named, strict=True)
+        ]
     if not all(named):
         raise DatasetError(
             "some rows name a split and some do not", fix="fill the split column, or leave it out"
@@ -246,9 +288,9 @@ def _split(table: pl.DataFrame, fractions: Fractions) -> tuple[list[Split], dict
     ], None
 
 
-def _root_hash(table: pl.DataFrame) -> str:
-    """SHA-256 over path, content, label and split of every image, in order of path."""
+def _hash_rows(table: pl.DataFrame, *columns: str) -> str:
+    """SHA-256 over these columns of every image, in order of path."""
     digest = hashlib.sha256()
-    for fields in table.select("path", "sha256", "label", "split").sort("path", "label").iter_rows():
+    for fields in table.sort("path", "label").select(columns).iter_rows():
         digest.update("\0".join(fields).encode() + b"\n")
     return digest.hexdigest()

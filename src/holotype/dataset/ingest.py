@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from holotype.dataset.listing import Listing
+from holotype.dataset.listing import Listing, example_name, file_and_region
 from holotype.dataset.scan import Scanned, View, scan_files
 from holotype.dataset.store import (
     Shape,
@@ -21,7 +21,7 @@ from holotype.dataset.store import (
 from holotype.preprocess import Limits, Preprocess
 from holotype.progress import track
 
-__all__ = ["ingest"]
+__all__ = ["contents", "ingest"]
 
 _COLUMNS = {
     "path": pl.String,
@@ -32,7 +32,16 @@ _COLUMNS = {
     "size": pl.Int64,
     "mtime_ns": pl.Int64,
 }
-_LEARNED = {"sha256": pl.String, "pixels_sha256": pl.String, "bytes": pl.Int64, "error": pl.String}
+_LEARNED = {
+    "sha256": pl.String,
+    "pixels_sha256": pl.String,
+    "bytes": pl.Int64,
+    "format": pl.String,
+    "mode": pl.String,
+    "width": pl.Int64,
+    "height": pl.Int64,
+    "error": pl.String,
+}
 
 # A cache that is short of the limit by less than this is not rebuilt: free disk varies from run to run.
 _WORTH_REBUILDING = 0.1
@@ -51,7 +60,8 @@ def ingest(
 
     A shape named twice is kept once.
 
-    Columns: those of the records, bytes, mtime_ns, sha256, pixels_sha256, error ("" where readable).
+    Columns: those of the records, bytes, mtime_ns, sha256, pixels_sha256, format, mode, width, height, error
+    ("" where readable).
     """
     shapes = list(dict.fromkeys(shapes))
     index = folder / f"index-{spec.digest[:16]}.parquet"
@@ -69,8 +79,8 @@ def ingest(
         scanned = _read(table, todo, listing.root, spec=spec, limits=limits, views=views, stored=stored)
         table = _learn(table, scanned)
         digests = [
-            digest if not error else ""
-            for digest, error in table.select("sha256", "error").head(stored).iter_rows()
+            content if not error else ""
+            for content, error in zip(contents(table)[:stored], table["error"].to_list(), strict=False)
         ]
         for view in views:
             store = publish(folder, view, spec=spec, digests=digests)
@@ -83,12 +93,18 @@ def ingest(
     return table, ready
 
 
+def contents(table: pl.DataFrame) -> list[str]:
+    """What each row shows: the hash of its file, and which part of it; "" where it was never hashed."""
+    rows = table.select("path", "sha256").iter_rows()
+    return [digest and example_name(digest, file_and_region(path)[1]) for path, digest in rows]
+
+
 def _stat(listing: Listing) -> pl.DataFrame:
     """The records with size and time of their files; size -1 where there is no such file."""
     rows = []
     for record in listing.records:
         try:
-            status = (listing.root / record.path).stat()
+            status = (listing.root / file_and_region(record.path)[0]).stat()
             size, time = status.st_size, status.st_mtime_ns
         except OSError:
             size, time = -1, 0
@@ -100,13 +116,14 @@ def _recall(table: pl.DataFrame, index: Path) -> pl.DataFrame:
     """Add what an earlier run learned about files of the same path, size and time; "" where nothing."""
     known = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
     if index.is_file():
-        known = pl.read_parquet(index)
+        written = pl.read_parquet(index)
+        known = written if set(written.columns) >= set(known.columns) else known
     key = ["path", "size", "mtime_ns"]
     # What could not be read is tried again: the limits or the installed decoders may have changed.
     known = known.filter(pl.col("error") == "").select(*key, *_LEARNED).unique(subset=key, keep="first")
     joined = table.join(known, on=key, how="left", maintain_order="left")
     return joined.with_columns(
-        pl.col("sha256", "pixels_sha256", "error").fill_null(""), pl.col("bytes").fill_null(0)
+        pl.col(name).fill_null("" if kind == pl.String else 0) for name, kind in _LEARNED.items()
     )
 
 
@@ -114,7 +131,7 @@ def _unknown_rows(
     table: pl.DataFrame, ready: dict[Shape, Store], *, shapes: Sequence[Shape], stored: int
 ) -> list[int]:
     """Rows to read: never hashed, or not in a store that has room for them."""
-    digests = table["sha256"].to_list()
+    digests = contents(table)
     unhashed = [row for row, digest in enumerate(digests) if not digest]
     uncached = [
         row
@@ -129,7 +146,7 @@ def _unknown_rows(
 def _copy_known(
     table: pl.DataFrame, ready: dict[Shape, Store], views: Sequence[View], *, skip: set[int]
 ) -> None:
-    digests = table["sha256"].to_list()
+    digests = contents(table)
     for view in views:
         store = ready.get(Shape(view.height, view.width))
         if store is not None:

@@ -6,14 +6,15 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from holotype.dataset.listing import file_and_region
 from holotype.errors import DatasetError, ImageError
-from holotype.preprocess import Limits, Pixels, Preprocess, read_views
+from holotype.preprocess import Box, Facts, Limits, Pixels, Preprocess, facts, read_views
 from holotype.runtime import available_cores
 
 __all__ = ["Scanned", "View", "decode_files", "in_workers", "scan_files"]
@@ -42,13 +43,20 @@ class View:
 
 @dataclass(frozen=True)
 class Scanned:
-    """What reading a file told: SHA-256 of its bytes and of its pixels, size, or why it is unreadable."""
+    """What reading an example told: SHA-256 of the file's bytes and of the pixels, sizes, or why it failed.
+
+    `format` and `mode` are Pillow's; `width` and `height` are upright, of the example's part of the image.
+    """
 
     row: int
-    sha256: str
-    pixels_sha256: str
-    bytes: int
-    error: str
+    sha256: str = ""
+    pixels_sha256: str = ""
+    bytes: int = 0
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def scan_files(
     views: Sequence[View],
     stored_rows: int,
 ) -> Iterator[Scanned]:
-    """Hash and decode (row, file) pairs; rows below `stored_rows` are written into each of `views`.
+    """Hash and decode (row, example name) pairs; rows below `stored_rows` are written into each of `views`.
 
     The hash of the pixels is that of the exact view, `spec.height` x `spec.width`.
     """
@@ -89,7 +97,7 @@ def scan_files(
 def decode_files(
     batches: Iterable[Sequence[str]], *, spec: Preprocess, limits: Limits, height: int, width: int
 ) -> Iterator[Pixels]:
-    """Decode batches of files to `uint8[N, height, width, 3]`, a few batches ahead, in worker processes."""
+    """Decode batches of examples to `uint8[N, height, width, 3]`, a few ahead, in worker processes."""
     tasks = ((tuple(files), spec, limits, height, width) for files in batches)
     yield from in_workers(_decode_batch, tasks)
 
@@ -125,36 +133,65 @@ def _scan_chunk(task: _ScanTask) -> list[Scanned]:
     maps = [view.open("r+") for view in task.views]
     sizes = ((task.spec.height, task.spec.width), *((view.height, view.width) for view in task.views))
     results = []
-    for row, file in task.files:
+    for row, name in task.files:
+        file, region = file_and_region(name)
         try:
             data = Path(file).read_bytes()
         except OSError as error:
-            results.append(Scanned(row, "", "", 0, f"cannot be read ({error.strerror})"))
+            results.append(Scanned(row, error=f"cannot be read ({error.strerror})"))
             continue
         digest = hashlib.sha256(data).hexdigest()
+        seen = Facts("", "", 0, 0)
         try:
-            exact, *rendered = read_views(data, spec=task.spec, sizes=sizes, limits=task.limits)
+            seen = facts(data, limits=task.limits)
+            exact, *rendered = read_views(
+                data, spec=task.spec, sizes=sizes, region=region, limits=task.limits
+            )
         except ImageError as error:
-            results.append(Scanned(row, digest, "", len(data), str(error)))
+            broken = Scanned(row, sha256=digest, bytes=len(data), error=str(error))
+            results.append(replace(broken, format=seen.format, mode=seen.mode))
             continue
         if row in task.stored:
             for memory, pixels in zip(maps, rendered, strict=True):
                 memory[row] = pixels
-        results.append(Scanned(row, digest, hashlib.sha256(exact.tobytes()).hexdigest(), len(data), ""))
+        width, height = _size(seen, region)
+        results.append(
+            Scanned(
+                row,
+                sha256=digest,
+                pixels_sha256=hashlib.sha256(exact.tobytes()).hexdigest(),
+                bytes=len(data),
+                format=seen.format,
+                mode=seen.mode,
+                width=width,
+                height=height,
+            )
+        )
     return results
 
 
+def _size(whole: Facts, region: Box | None) -> tuple[int, int]:
+    """Width and height of the part of an image that an example shows."""
+    if region is None:
+        return whole.width, whole.height
+    width = min(region.right, whole.width) - max(region.left, 0)
+    height = min(region.bottom, whole.height) - max(region.top, 0)
+    return max(round(width), 1), max(round(height), 1)
+
+
 def _decode_batch(task: tuple[tuple[str, ...], Preprocess, Limits, int, int]) -> Pixels:
-    files, spec, limits, height, width = task
-    batch = np.empty((len(files), height, width, 3), dtype=np.uint8)
-    for row, file in enumerate(files):
+    names, spec, limits, height, width = task
+    batch = np.empty((len(names), height, width, 3), dtype=np.uint8)
+    for row, name in enumerate(names):
+        file, region = file_and_region(name)
         try:
             data = Path(file).read_bytes()
-            batch[row] = read_views(data, spec=spec, sizes=((height, width),), limits=limits)[0]
+            views = read_views(data, spec=spec, sizes=((height, width),), region=region, limits=limits)
         except (OSError, ImageError) as error:
             raise DatasetError(
                 f"was readable when the dataset was indexed and is no more ({error})",
                 where=file,
                 fix="restore the file, or run again to index the dataset anew",
             ) from error
+        batch[row] = views[0]
     return batch

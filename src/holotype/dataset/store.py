@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Store:
-    """A finished memory map: `rows[sha256 of a file]` is the row of its pixels in `view`."""
+    """A finished memory map: `rows[what an example shows]` is the row of its pixels in `view`."""
 
     view: View
     rows: dict[str, int]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "DatasetSummary",
     "Estimate",
     "HistoryRow",
+    "Leaked",
     "Metrics",
     "Mistake",
     "Report",
@@ -139,12 +140,23 @@ class Mistake(_Part):
     label_probability: Share
 
 
+class Leaked(_Part):
+    """Images of the split that have a copy in an earlier one, by the dataset's audit, and what they do.
+
+    `accuracy_without` leaves them out; None where nothing else is left.
+    """
+
+    images: Count
+    accuracy_without: Estimate | None
+
+
 class Report(_Part):
     """Contents of `report.json`.
 
     `mistakes` holds up to 24 wrong answers, the most certain first; `confused` up to 12 pairs, the most
     frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is the
-    time from the start of the command to this report.
+    time from the start of the command to this report. `leaked` is None where exactly this dataset was not
+    audited.
     """
 
     metrics: Metrics
@@ -157,6 +169,7 @@ class Report(_Part):
     runtime: str
     split: Split
     seconds: Annotated[float, Field(ge=0)]
+    leaked: Leaked | None = None
     history: tuple[HistoryRow, ...] = ()
 
     @property
@@ -173,9 +186,13 @@ def build_report(
     runtime: str,
     split: Split,
     seconds: float,
+    leaked: Collection[str] | None = None,
     history: Iterable[Mapping[str, float | int | str]] = (),
 ) -> Report:
-    """Measure `predictions`; the same input gives the same report. `DatasetError` where there are none."""
+    """Measure `predictions`; the same input gives the same report. `DatasetError` where there are none.
+
+    `leaked` are the paths that an audit of the dataset found to have a copy in an earlier split.
+    """
     if not predictions.paths:
         raise DatasetError(
             f"the {split} split has no images to measure on", where=dataset.path, fix="use another split"
@@ -203,7 +220,26 @@ def build_report(
         runtime=runtime,
         split=split,
         seconds=seconds,
+        leaked=None if leaked is None else _leaked(predictions, leaked),
         history=tuple(dict(row) for row in history),
+    )
+
+
+def _leaked(predictions: Predictions, paths: Collection[str]) -> Leaked:
+    known = frozenset(paths)
+    clean = np.array([path not in known for path in predictions.paths], dtype=np.bool_)
+    if not clean.any():
+        return Leaked(images=len(clean), accuracy_without=None)
+    rest = Predictions(
+        classes=predictions.classes,
+        paths=tuple(path for path, kept in zip(predictions.paths, clean, strict=True) if kept),
+        labels=predictions.labels[clean],
+        probabilities=predictions.probabilities[clean],
+    )
+    accuracy = evaluate_predictions(rest)["accuracy"]
+    return Leaked(
+        images=int((~clean).sum()),
+        accuracy_without=Estimate(value=accuracy.value, low=accuracy.low, high=accuracy.high),
     )
 
 

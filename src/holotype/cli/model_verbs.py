@@ -1,68 +1,40 @@
-"""The command line: thin verbs that import what they need when they are called."""
+"""Verbs about models: thin, importing what they need when they are called."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holotype.errors import ConfigError, HolotypeError
+from holotype.cli.options import (
+    SECTIONS,
+    Data,
+    Debug,
+    Device,
+    Json,
+    Output,
+    Quiet,
+    Recipe,
+    Set,
+    Target,
+    given,
+    need_training_libraries,
+    settings_from,
+    verb,
+)
+from holotype.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from holotype.config import PredictConfig
     from holotype.predictor import Prediction
 
-__all__ = ["app", "main", "run"]
+__all__ = ["app"]
 
-app = typer.Typer(
-    name="holotype",
-    help="From a folder of images to an image classifier in production, with proof at every step.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-# Global flags, offered by every verb.
-Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on stdout")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress and no notes on stderr")]
-Debug = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="a setting, such as fit.epochs=3; repeatable"),
-]
-Recipe = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="a YAML file of settings")]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps")]
-
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="a class folder or a CSV file")]
-Target = Annotated[
-    Path, typer.Argument(metavar="TARGET", help="a bundle, or a run folder, which means its best")
-]
-
-Section = TypeVar("Section", bound="BaseModel")
-
-
-@dataclass(frozen=True)
-class _Output:
-    """What the global flags ask of a verb's result."""
-
-    json: bool
-
-    def show(self, result: Any, text: Callable[[], None]) -> None:
-        """Print the JSON object, or call what prints for people."""
-        if self.json:
-            print(json.dumps(result, allow_nan=False))  # noqa: T201
-        else:
-            text()
+app = typer.Typer()
 
 
 @app.command()
@@ -78,15 +50,15 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Train, export, prove and compare a classifier of handwritten digits, in under two minutes."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype import terminal
 
-        _need_training_libraries("the demo")
+        need_training_libraries("the demo")
         from holotype.config import TrainConfig
         from holotype.demo import run_demo
 
         flags = {"preset": "probe", "augment": {"flip": 0.0}}
-        config = _config(TrainConfig, recipe=recipe, settings=settings, flags=flags, weakest=True)
+        config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags, weakest=True)
         result = run_demo(data=data, runs=runs, config=config, device=device)
         output.show(
             {
@@ -127,10 +99,10 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a classifier on a folder of images, ending with runs/NAME/best and a report."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype.config import TrainConfig
 
-        flags = _given(
+        flags = given(
             {
                 "preset": preset,
                 "model": {"name": model, "weights": weights},
@@ -138,8 +110,8 @@ def train(
                 "data": {"cache_limit_gb": cache_limit},
             }
         )
-        config = _config(TrainConfig, recipe=recipe, settings=settings, flags=flags)
-        _need_training_libraries("training")
+        config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags)
+        need_training_libraries("training")
         from holotype import terminal
         from holotype.train import train as run
 
@@ -178,16 +150,16 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Measure a bundle on a dataset: metrics with intervals, confusion matrix, worst mistakes."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype import terminal
 
-        _need_training_libraries("evaluation")
+        need_training_libraries("evaluation")
         from holotype.config import EvaluateConfig
         from holotype.evaluate import evaluate as run
         from holotype.evaluate import report_folder
 
-        flags = _given({"split": split, "runtime": runtime})
-        config = _config(EvaluateConfig, recipe=recipe, settings=settings, flags=flags)
+        flags = given({"split": split, "runtime": runtime})
+        config = settings_from(EvaluateConfig, recipe=recipe, settings=settings, flags=flags)
         report = run(target, data, config=config, out=out, device=device)
         folder = out or report_folder(target, Path(report.dataset.path), report.split)
         output.show(report.model_dump(mode="json"), lambda: terminal.show_report(report, folder))
@@ -217,13 +189,13 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Classify images. A file that cannot be read becomes a row with its error, and the exit code is 1."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype.config import PredictConfig
 
         if style not in ("table", "csv", "jsonl"):
             raise ConfigError("unknown format", where=f"--format {style}", fix="use table, csv or jsonl")
-        config = _config(
-            PredictConfig, recipe=recipe, settings=settings, flags=_given({"top": top, "runtime": runtime})
+        config = settings_from(
+            PredictConfig, recipe=recipe, settings=settings, flags=given({"top": top, "runtime": runtime})
         )
         broken = _predict(
             target, paths, config, style=style, show_input=show_input, output=output, device=device
@@ -248,12 +220,12 @@ def export(
     recipe: Recipe = None,
 ) -> None:
     """Export a bundle for another runtime; accepted only if real images get the same answers."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
         from holotype.config import ExportConfig
         from holotype.export import FORMATS
         from holotype.export import export as run
 
-        config = _config(ExportConfig, recipe=recipe, settings=settings, flags={})
+        config = settings_from(ExportConfig, recipe=recipe, settings=settings, flags={})
         if kind not in FORMATS:
             raise ConfigError("unknown format", where=f"--format {kind}", fix=f"use {' or '.join(FORMATS)}")
         result = run(target, format=FORMATS[kind], data=data, out=out, config=config)
@@ -286,11 +258,11 @@ def serve(
     recipe: Recipe = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, /livez, /readyz, /info, /docs."""
-    with _verb(as_json=False, quiet=quiet, debug=debug):
+    with verb(as_json=False, quiet=quiet, debug=debug):
         from holotype.serve import ServeSettings, run
 
-        flags = _given({"host": host, "port": port, "workers": workers, "runtime": runtime})
-        run(target, settings=_config(ServeSettings, recipe=recipe, settings=settings, flags=flags))
+        flags = given({"host": host, "port": port, "workers": workers, "runtime": runtime})
+        run(target, settings=settings_from(ServeSettings, recipe=recipe, settings=settings, flags=flags))
 
 
 @app.command()
@@ -306,8 +278,8 @@ def models(
     debug: Debug = False,
 ) -> None:
     """List architectures: size, published ImageNet top-1, latency here, and what each is good for."""
-    with _verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        _need_training_libraries("the list of architectures")
+    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
+        need_training_libraries("the list of architectures")
         from holotype import terminal
         from holotype.catalogue import SOURCE, list_models
 
@@ -320,19 +292,19 @@ def models(
 
 @app.command()
 def config(
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="train, evaluate, predict, export or serve")],
+    name: Annotated[str, typer.Argument(metavar="VERB", help=f"one of {', '.join(SECTIONS)}")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print every setting of a verb: key, type, default and meaning."""
-    with _verb(as_json=as_json, quiet=False, debug=debug) as output:
+    with verb(as_json=as_json, quiet=False, debug=debug) as output:
         from holotype import terminal
         from holotype.config import settings_of
 
-        sections = _sections()
-        if verb not in sections:
-            raise ConfigError("has no settings", where=verb, fix=f"use one of {', '.join(sections)}")
-        settings = list(settings_of(sections[verb]()))
+        if name not in SECTIONS:
+            raise ConfigError("has no settings", where=name, fix=f"use one of {', '.join(SECTIONS)}")
+        module, section = SECTIONS[name]
+        settings = list(settings_of(getattr(importlib.import_module(module), section)))
         output.show(
             {"settings": [dataclasses.asdict(setting) for setting in settings]},
             lambda: terminal.show_settings(settings),
@@ -346,7 +318,7 @@ def _predict(
     *,
     style: str,
     show_input: Path | None,
-    output: _Output,
+    output: Output,
     device: str,
 ) -> int:
     """Print answers as they come; returns the number of files without one."""
@@ -384,118 +356,3 @@ def _predict(
     if broken:
         note(f"{broken} of {len(files)} files could not be read")
     return broken
-
-
-def main() -> None:
-    """Run the command line; every user-facing error is one line on stderr and a non-zero exit code."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
-    """Run one command line; returns its exit code and prints errors as one line on stderr."""
-    command = typer.main.get_command(app)
-    try:
-        code = command.main(args=arguments or ["--help"], prog_name="holotype", standalone_mode=False)
-    except typer.Exit as stop:
-        return stop.exit_code
-    except typer.Abort:
-        return 130
-    except Exception as error:
-        # A usage error of the parser: unknown verb or flag, missing argument, bad value.
-        if not hasattr(error, "format_message"):
-            raise
-        message = " ".join(error.format_message().split())
-        if message:
-            typer.echo(f"holotype: {message.rstrip('.')}; see: {_help_line(error)}", err=True)
-        return int(getattr(error, "exit_code", 2))
-    return code if isinstance(code, int) else 0
-
-
-def _help_line(error: Exception) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context is not None else 'holotype'} --help"
-
-
-@contextmanager
-def _verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[_Output]:
-    """Apply the global flags, and turn errors into one line and an exit code."""
-    from holotype.progress import quiet as quiet_flag
-
-    quiet_flag.set(quiet)
-    try:
-        yield _Output(as_json)
-    except HolotypeError as error:
-        if debug:
-            raise
-        typer.echo(f"holotype: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        typer.echo("holotype: interrupted", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        raise typer.Exit(141) from None
-    except MemoryError:
-        if debug:
-            raise
-        typer.echo(
-            "holotype: out of memory; use a smaller batch (--set fit.batch_size=8) or image size", err=True
-        )
-        raise typer.Exit(1) from None
-    except OSError as error:
-        if debug:
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"holotype: {place}{error.strerror or error}; check permissions and free disk", err=True)
-        raise typer.Exit(1) from None
-
-
-def _need_training_libraries(purpose: str) -> None:
-    from holotype.errors import require
-
-    for module in ("torch", "timm", "accelerate", "polars", "sklearn", "matplotlib"):
-        require(module, extra="train", purpose=purpose)
-
-
-def _config(
-    model: type[Section],
-    *,
-    recipe: Path | None,
-    settings: list[str] | None,
-    flags: dict[str, Any],
-    weakest: bool = False,
-) -> Section:
-    """Recipe, then --set, then flags; with `weakest`, the flags are defaults that a recipe overrides."""
-    from holotype.config import merge, parse_assignments, read_recipe, resolve_config
-
-    below = read_recipe(recipe) if recipe is not None else {}
-    assigned = parse_assignments(settings or [])
-    if weakest:
-        return resolve_config(model, recipe=merge(flags, below), overrides=assigned)
-    return resolve_config(model, recipe=below, overrides=merge(assigned, flags))
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags that were given: None means that a flag was not."""
-    result: dict[str, Any] = {}
-    for name, value in flags.items():
-        inner = _given(value) if isinstance(value, dict) else value
-        if inner not in (None, {}):
-            result[name] = inner
-    return result
-
-
-def _sections() -> dict[str, Callable[[], type[BaseModel]]]:
-    def of(module: str, name: str) -> Callable[[], type[BaseModel]]:
-        import importlib
-
-        return lambda: getattr(importlib.import_module(module), name)
-
-    return {
-        "train": of("holotype.config", "TrainConfig"),
-        "evaluate": of("holotype.config", "EvaluateConfig"),
-        "predict": of("holotype.config", "PredictConfig"),
-        "export": of("holotype.config", "ExportConfig"),
-        "serve": of("holotype.serve", "ServeSettings"),
-    }
