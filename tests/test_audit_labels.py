@@ -120,7 +120,7 @@ class TestOutOfSample:
     def test_images_of_a_class_are_dealt_to_different_folds(self) -> None:
         """In folds drawn without regard to it, a class of two would be whole in one of them now and then."""
         vectors, labels = points((2, 30, 2))
-        for seed in range(12):
+        for seed in range(6):
             found = out_of_sample(vectors, labels, np.arange(34), classes=3, folds=3, seed=seed)
             assert found is not None
             assert found.judged.all()

@@ -29,8 +29,8 @@ _IMAGES = 100
 _RANDOM_PAIRS = 200_000
 _COMPARED_PAIRS = 10_000
 _ALIGNED_PAIRS = 1_000
-_LEAST_TAIL = 100  # pairs; fewer say too little, and in so small a set chance has little to choose from
-_TAIL = 0.3  # of the pairs that are no copies: the nearest, by which the tail's exponent is measured
+_LEAST_TAIL, _LEAST_TAIL_OF_ALL = 20, 100  # pairs; where all pairs are few, many of the alike are copies
+_TAIL = (0.05, 0.3)  # quantiles between which the tail's exponent is measured
 _KEPT = 0.98  # of the copies of each alteration; the threshold is a margin above
 _MARGIN = 1.25
 _FARTHEST = 0.6  # pixel distance beyond which nothing is taken for a copy
@@ -257,40 +257,16 @@ def _pixel_threshold(
     first, second = pairs
     alike, share = _alike(signatures, first, second, coarse=coarse)
     distances = aligned_distance(pictures_of(dataset, first[alike]), pictures_of(dataset, second[alike]))
-    distances = np.sort(distances).astype(np.float64)
-    # Copies are among the random pairs, too, and must not speak for the others: none as near as they are is
-    # counted, or, where nearly all are, none as near as half of the copies.
-    near = wanted / _MARGIN
-    if (distances > near).sum() < _LEAST_TAIL:
-        near = float(np.median(copies.pixels))
-    others = distances[distances > near]
-    if len(others) < _LEAST_TAIL:
+    # Copies are among the random pairs, too; they must not speak for the others.
+    others = distances[distances > np.median(copies.pixels)].astype(np.float64)
+    if len(others) < (_LEAST_TAIL if len(first) > _RANDOM_PAIRS // 2 else _LEAST_TAIL_OF_ALL):
         return wanted, 0.0
-    tail = others[: max(int(len(others) * _TAIL), _LEAST_TAIL)]
-    far = float(tail[-1])
-    exponent = _exponent(tail, near=near)
-    # Those between near and far, and, by the law, those that are nearer.
-    at_far = share * len(tail) / len(distances) / (1 - (near / far) ** exponent) * len(dataset.table)
-    limit = min(wanted, far * min((allowed / at_far) ** (1 / exponent), 1.0))
-    return limit, min(at_far * (limit / far) ** exponent, 1.0)
-
-
-def _exponent(tail: npt.NDArray[np.float64], *, near: float) -> float:
-    """The m of the density ~ d^(m - 1) on (near, far], far being the last of these sorted distances.
-
-    Of maximum likelihood: with L = log(far / near), the mean of log(far / d) is 1 / m - L / (e^(m L) - 1).
-    """
-    from scipy.optimize import brentq
-
-    mean, length = float(np.log(tail[-1] / tail[:-1]).mean()), float(np.log(tail[-1] / near))
-
-    def gap(m: float) -> float:
-        return float(1 / m + length * np.exp(-m * length) / np.expm1(-m * length) - mean)
-
-    least, most = 1e-2, 1e3
-    if gap(least) <= 0:
-        return least
-    return most if gap(most) >= 0 else float(brentq(gap, least, most))
+    near, far = np.quantile(others, _TAIL)
+    exponent = np.log(_TAIL[1] / _TAIL[0]) / max(float(np.log(far / near)), 1e-3)
+    at_near = share * len(others) / len(distances) * _TAIL[0] * len(dataset.table)
+    bound = float(near * min((allowed / at_near) ** (1 / exponent), 1.0))
+    limit = min(wanted, bound)
+    return limit, min(float(at_near * (limit / near) ** exponent), 1.0)
 
 
 def _alike(signatures: Signatures, first: Rows, second: Rows, *, coarse: float) -> tuple[Rows, float]:
