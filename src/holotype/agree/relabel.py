@@ -318,7 +318,7 @@ async def _serve(desk: Desk, listener: socket.socket) -> None:
         http="h11",
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_config=None,  # logging belongs to the program, which may have closed what uvicorn would write to
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=1,

@@ -98,6 +98,9 @@ def audit(
     config = config or AuditConfig()
     spec = input_spec(config.model, config.data)
     dataset = index_dataset(data, spec=spec, config=config.data)
+    target = Path(out) if out is not None else Path("audits") / dataset_name(dataset.source)
+    for place in (target, *([Path(junit).parent] if junit is not None else [])):
+        place.mkdir(parents=True, exist_ok=True)
     note(f"{len(dataset.table):,} images in {len(dataset.classes)} classes of {dataset.source}")
     folder = cache_folder(dataset.source)
     evidence = _gather(dataset, config, device=device)
@@ -108,8 +111,6 @@ def audit(
     revision = None
     if fix_split:
         revision = _fix_split(dataset, evidence.copies, folder)
-    target = Path(out) if out is not None else Path("audits") / dataset_name(dataset.source)
-    target.mkdir(parents=True, exist_ok=True)
     write_text(target / "audit.json", found.model_dump_json(indent=1) + "\n")
     write_page(target / "audit.html", found, thumbnail=thumbnailer(dataset))
     if junit is not None:

@@ -101,6 +101,7 @@ def calibrate(
     dataset: Dataset,
     signatures: Signatures,
     embeddings: Floats,
+    rows: Rows,
     *,
     embed: Embed,
     config: DuplicatesConfig,
@@ -108,14 +109,14 @@ def calibrate(
 ) -> tuple[Thresholds, Calibration] | None:
     """Thresholds that let nearly all altered copies pass, unless too many others would pass by chance.
 
-    `embeddings` is `float32[N, D]` of length 1. None for sets of fewer than two images, or of
-    images without any detail.
+    `embeddings` is `float32[N, D]` of length 1; `rows`, `int64[M]`, are the images that count, of exact copies
+    one each. None for fewer than two images, or images without any detail.
     """
     dice = np.random.default_rng(seed)
-    count = len(embeddings)
+    count = len(rows)
     if count < 2:
         return None
-    chosen = np.sort(dice.choice(count, min(_IMAGES, count), replace=False)).astype(np.int64)
+    chosen = np.sort(dice.choice(rows, min(_IMAGES, count), replace=False))
     copies = _make_copies(dataset, signatures, embeddings, chosen, embed=embed, dice=dice)
     if copies is None:
         return None
@@ -124,7 +125,7 @@ def calibrate(
     if plain.all():
         return None
     clear = copies.of(~plain)
-    first, second = _random_pairs(count, dice)
+    first, second = (rows[places] for places in _random_pairs(count, dice))
     hashes = all_orientations(signatures.hashes[first], signatures.hashes[second])
     by_hash = _largest_rare(hashes, rate=2 * _CANDIDATES / count)
     # Crops escape the hash, and turned pictures the embedding: each is calibrated on what it can see.

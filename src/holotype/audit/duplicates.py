@@ -59,7 +59,7 @@ def find_copies(
     first_of = np.unique(cluster, return_index=True)[1].astype(np.int64)
     found = None
     if config.near and len(first_of) > 1:
-        found = calibrate(dataset, signatures, embeddings, embed=embed, config=config, seed=seed)
+        found = calibrate(dataset, signatures, embeddings, first_of, embed=embed, config=config, seed=seed)
     if found is None:
         return Copies(cluster, exact, np.zeros(len(exact), dtype=np.float32), None)
     thresholds, calibration = found

@@ -106,7 +106,7 @@ def judge_findings(
             passed=balance.counts.get(smallest, 0) >= limits.class_size,
             value=balance.counts.get(smallest, 0),
             threshold=limits.class_size,
-            advice=f"collect more images of {smallest!r}, or merge it into another class",
+            advice=f"collect more images of {smallest!r}, or merge it into another class" if smallest else "",
             severity="fix",
         ),
         _gate(
