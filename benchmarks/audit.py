@@ -66,7 +66,7 @@ def flip_labels(data: Path, scratch: Path, *, share: float, seed: int) -> dict[s
     for file in dice.sample(files, round(share * len(files))):
         path = Path(file)
         wrong = dice.choice([name for name in classes if name != path.parts[-2]])
-        moved = path.parent.parent / wrong / f"{path.stem}-moved{path.suffix}"
+        moved = path.parent.parent / wrong / f"{path.parts[-2]}-{path.stem}{path.suffix}"
         (scratch / path).rename(scratch / moved)
         flipped[moved.as_posix()] = path.parts[-2]
     return flipped

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from holotype.fields import Count, Share, Text
 
 __all__ = [
     "EXIT_CODES",
@@ -26,16 +28,6 @@ __all__ = [
 Verdict = Literal["accept", "tentative", "rewrite", "undefined"]
 EXIT_CODES: dict[Verdict, int] = {"accept": 0, "tentative": 3, "rewrite": 4, "undefined": 4}
 """What a program is told by `agree score`: only labels that were accepted are a success."""
-
-
-def _printable(value: object) -> object:
-    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_printable)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):

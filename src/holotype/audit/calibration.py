@@ -109,8 +109,8 @@ def calibrate(
 ) -> tuple[Thresholds, Calibration] | None:
     """Thresholds that let nearly all altered copies pass, unless too many others would pass by chance.
 
-    `embeddings` is `float32[N, D]` of length 1; `rows`, `int64[M]`, are the images that count, of exact copies
-    one each. None for fewer than two images, or images without any detail.
+    `embeddings` is `float32[N, D]` of length 1; `rows`, `int64[M]`, are the images that count: of exact
+    copies one each. None for fewer than two images, or images without any detail.
     """
     dice = np.random.default_rng(seed)
     count = len(rows)

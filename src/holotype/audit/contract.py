@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from holotype.dataset import Split
+from holotype.fields import Count, Share, Text
 
 __all__ = [
     "Audit",
@@ -30,16 +31,6 @@ __all__ = [
 ]
 
 Verdict = Literal["ready", "fix", "unusable"]
-
-
-def _printable(value: object) -> object:
-    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_printable)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):

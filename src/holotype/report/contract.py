@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from holotype.errors import DatasetError
+from holotype.fields import Count, Share, Text
 from holotype.metrics import (
     Predictions,
     confusion_matrix,
@@ -39,14 +40,6 @@ _EXAMPLES = 4
 _MISTAKES = 24
 
 
-def _printable(value: object) -> object:
-    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-Text = Annotated[str, BeforeValidator(_printable)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 HistoryRow = dict[str, float | int | str]
 Split = Literal["train", "validation", "test"]
 
