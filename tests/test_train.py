@@ -193,8 +193,8 @@ def test_ctrl_c_keeps_the_best_so_far_and_finishes_the_bundle(digits: Path, tmp_
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=180)
+    assert process.returncode == 130, err
     result = json.loads(out)
-    assert process.returncode == 130
     assert result["interrupted"] is True
     assert "interrupted" in err
     assert load(tmp_path / "long").classes == ("0", "1", "2")
