@@ -385,7 +385,7 @@ def made_up(dataset: Dataset, groups: list[list[int]]) -> Copies:
         cluster[group] = group[0]
         pairs += [(i, j) for i in group for j in group if i < j]
     distances = np.full(len(pairs), 0.1, dtype=np.float32)
-    return Copies(cluster, np.array(pairs, dtype=np.int64).reshape(-1, 2), distances, None)
+    return Copies(cluster, cluster, np.array(pairs, dtype=np.int64).reshape(-1, 2), distances, None)
 
 
 class TestLeakage:

@@ -81,7 +81,7 @@ def audited(**changes: Any) -> Audit:
         "reasons": ("2 % of validation and test are copies of training images", f"class {HOSTILE} is small"),
         "gates": (
             gate("leakage", False, 0.02, 0.0, "holotype audit DATA --fix-split"),
-            gate("label accuracy", None, None, 0.99, "draw a sample"),
+            gate("label_accuracy", None, None, 0.99, "draw a sample"),
             gate("balance", False, 60.0, 1.3, "collect more"),
             gate("class_size", True, 30, 20, "never shown"),
             gate("shortcut", False, 0.41, 0.3),

@@ -431,7 +431,7 @@ def test_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     def no_space(self: Path, *_: object, **__: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", no_space)
+    monkeypatch.setattr(Path, "write_bytes", no_space)
     with pytest.raises(OSError, match="No space"):
         write_text(file, "second")
     assert file.read_text(encoding="utf-8") == "erste Ähre"

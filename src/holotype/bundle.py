@@ -46,6 +46,7 @@ __all__ = [
     "replace_folder",
     "resolve",
     "write_bundle",
+    "write_bytes",
     "write_golden",
     "write_text",
 ]
@@ -243,10 +244,15 @@ def library_versions() -> dict[str, str]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write through a temporary file, fsync and rename, so that a reader sees the old text or the new."""
+    """`write_bytes` of UTF-8."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write through a temporary file, fsync and rename, so that a reader sees the old content or the new."""
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(data)
         _sync(scratch)
         scratch.replace(file)
     finally:

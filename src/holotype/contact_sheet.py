@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
-import uuid
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from holotype.bundle import write_bytes
 from holotype.dataset import Listing, Record
 from holotype.dataset.listing import file_and_region
 from holotype.errors import ConfigError, DatasetError, ImageError
+from holotype.fields import printable
 from holotype.preprocess import Box, Limits, Preprocess, facts, read_pixels
 
 __all__ = ["check_sheet", "draw_sheet"]
@@ -297,8 +298,7 @@ def _chip(draw: ImageDraw.ImageDraw, place: Box, text: str, *, colour: Colour, f
 
 def _fitting(text: str, width: int, font: Font, *, keep_end: bool = False) -> str:
     """`text` on one line, shortened to `width` pixels."""
-    printable = text.encode("utf-8", "backslashreplace").decode()
-    text = " ".join(printable.split())[-500 if keep_end else 0 :][:500]
+    text = " ".join(printable(text).split())[-500 if keep_end else 0 :][:500]
     if font.getlength(text) <= width - 8:
         return text
     while text and font.getlength(f"...{text}") > width - 8:
@@ -321,14 +321,10 @@ def _font(size: int) -> Font:
 def _write(sheet: Image.Image, file: Path) -> None:
     buffer = io.BytesIO()
     sheet.save(buffer, _FORMATS[file.suffix.lower()], quality=90)
-    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(buffer.getvalue())
-        scratch.replace(file)
+        write_bytes(file, buffer.getvalue())
     except OSError as error:
         raise DatasetError(
             f"cannot be written ({error.strerror})", where=file, fix="name another file"
         ) from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 
 from PIL import Image
 
-from holotype.bundle import replace_folder
+from holotype.bundle import replace_folder, write_bytes
 from holotype.config import ConvertConfig
 from holotype.contact_sheet import check_sheet, draw_sheet
 from holotype.dataset import Listing, Record
@@ -24,7 +23,8 @@ from holotype.dataset.listing import SPLIT_NAMES, SPLITS, Problem, file_and_regi
 from holotype.dataset.source import read_source
 from holotype.dataset.table import COLUMNS
 from holotype.errors import ConfigError, DatasetError, ImageError
-from holotype.preprocess import SUFFIXES, Box, Limits, Pixels, facts, read_full
+from holotype.fields import printable
+from holotype.preprocess import SUFFIXES, Box, Limits, Pixels, cut, facts, read_full
 from holotype.progress import track
 
 __all__ = ["TARGETS", "Converted", "Target", "convert"]
@@ -173,7 +173,7 @@ def _write_folders(listing: Listing, out: Path, limits: Limits) -> tuple[list[Re
                 for record, content in _contents(listing.root / path, examples, limits):
                     if isinstance(content, str):
                         problems.append(
-                            Problem(_shown(record.path), content, "repair the image, or remove it")
+                            Problem(printable(record.path), content, "repair the image, or remove it")
                         )
                     else:
                         suffix, data = content
@@ -211,21 +211,14 @@ def _contents(
             continue
         try:
             pixels = read_full(data, limits=limits) if pixels is None else pixels
-            yield record, ("", _png(pixels, region))
+            yield record, ("", _png(cut(pixels, region)))
         except ImageError as error:
             yield record, str(error)
 
 
-def _png(pixels: Pixels, region: Box) -> bytes:
-    """What `read_full` gives for `region`, from the pixels of the whole image, which is decoded once."""
-    height, width = pixels.shape[:2]
-    left, top = round(max(region.left, 0)), round(max(region.top, 0))
-    right, bottom = round(min(region.right, width)), round(min(region.bottom, height))
-    cut = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
-    if not cut.size:
-        raise ImageError(f"region {tuple(region)} lies outside the image")
+def _png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(cut).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 
@@ -288,18 +281,18 @@ def _write_table(
         row = (name.as_posix(), record.label, record.split or "", record.annotator or "", record.group or "")
         fault = _fault(row)
         if fault:
-            problems.append(Problem(_shown(record.path), fault, "rename it"))
+            problems.append(Problem(printable(record.path), fault, "rename it"))
         else:
             rows.append(row)
             written.append(record)
     if written:
-        _replace(out, encode(rows))
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(out, encode(rows))
+        except OSError as error:
+            fix = "make room, or name another file"
+            raise DatasetError(f"cannot be written ({error.strerror})", where=out, fix=fix) from error
     return written, problems
-
-
-def _shown(path: str) -> str:
-    """A file's name for messages: those that are not UTF-8 reach Python as lone surrogates."""
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _fault(row: Sequence[str]) -> str:
@@ -327,22 +320,6 @@ def _parquet(rows: list[tuple[str, ...]]) -> bytes:
     stream = io.BytesIO()
     pl.DataFrame(cells, schema=dict.fromkeys(COLUMNS, pl.String), orient="row").write_parquet(stream)
     return stream.getvalue()
-
-
-def _replace(file: Path, data: bytes) -> None:
-    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(file)
-    except OSError as error:
-        fix = "make room, or name another file"
-        raise DatasetError(f"cannot be written ({error.strerror})", where=file, fix=fix) from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 _WRITERS: dict[Target, Callable[[Listing, Path, Limits], tuple[list[Record], list[Problem]]]] = {

@@ -6,12 +6,16 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-__all__ = ["Count", "Share", "Text"]
+__all__ = ["Count", "Share", "Text", "printable"]
+
+
+def printable(text: str) -> str:
+    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _printable(value: object) -> object:
-    """File names that are not UTF-8 reach Python as lone surrogates, which neither JSON nor HTML can hold."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    return printable(value) if isinstance(value, str) else value
 
 
 Text = Annotated[str, BeforeValidator(_printable)]

@@ -39,6 +39,7 @@ __all__ = [
     "Limits",
     "Pixels",
     "Preprocess",
+    "cut",
     "facts",
     "read_full",
     "read_pixels",
@@ -177,35 +178,26 @@ def facts(data: bytes, *, limits: Limits | None = None) -> Facts:
 
 
 def read_full(data: bytes, *, region: Box | None = None, limits: Limits | None = None) -> Pixels:
-    """Decode `data` at its own size: `uint8[H, W, 3]`, RGB, upright, `region` cut to whole pixels.
+    """Decode `data` at its own size: `uint8[H, W, 3]`, RGB, upright, or the `region` of it (see `cut`).
 
     For pictures that people look at and for crops written as files. Raises an `ImageError` as `read_pixels`.
     """
-    limits = limits or Limits()
-    found = facts(data, limits=limits)
-    if found.width * found.height > limits.max_pixels:
-        raise _too_large(found.width, found.height, limits)
-    whole = Box(0, 0, found.width, found.height)
-    box = Box(*(round(side) for side in _clip(region or whole, extent=whole)))
-    left, top = min(int(box.left), found.width - 1), min(int(box.top), found.height - 1)
-    width, height = max(int(box.right) - left, 1), max(int(box.bottom) - top, 1)
-    box = Box(left, top, left + width, top + height)
-    # Not a `Preprocess`: its size is bounded, and that of an image is not.
     try:
-        spec = Preprocess.model_construct(height=height, width=width, resize="squash")
-        image, visible = _open_upright(data, spec=spec, region=box, limits=limits)
-        image = _to_rgb(image, background=spec.background)
-        return _resize(image, visible, spec=spec, height=height, width=width)
+        image, _ = _open_upright(data, spec=None, region=None, limits=limits or Limits())
+        pixels = np.array(_to_rgb(image, background=Preprocess().background))
     except (ImageError, MemoryError):
         raise
     except Exception as error:
         raise BrokenImageError(f"broken image ({type(error).__name__}: {error})") from error
+    return pixels if region is None else cut(pixels, region)
 
 
-def _too_large(width: int, height: int, limits: Limits) -> ImageTooLargeError:
-    return ImageTooLargeError(
-        f"image of {width} x {height} pixels is over the limit of {limits.max_pixels:,} pixels"
-    )
+def cut(pixels: Pixels, region: Box) -> Pixels:
+    """The part of `uint8[H, W, 3]` in `region`, in whole pixels, at least one; `BrokenImageError` outside."""
+    height, width = pixels.shape[:2]
+    box = _clip(region, extent=Box(0, 0, width, height))
+    left, top = min(round(box.left), width - 1), min(round(box.top), height - 1)
+    return pixels[top : max(round(box.bottom), top + 1), left : max(round(box.right), left + 1)]
 
 
 def read_pixels(
@@ -246,17 +238,22 @@ def read_views(
 
 
 def _open_upright(
-    data: bytes, *, spec: Preprocess, region: Box | None, limits: Limits
+    data: bytes, *, spec: Preprocess | None, region: Box | None, limits: Limits
 ) -> tuple[Image.Image, Box]:
-    """Guard and decode; returns the upright image and the region to show, in the pixels of that image."""
+    """Guard and decode; returns the upright image and the region to show, in the pixels of that image.
+
+    A JPEG comes at the smallest scale that `spec` needs, and at its own without one.
+    """
     image = _identify(data, limits=limits)
     full_width, full_height = image.size
     if full_width * full_height > limits.max_pixels:
-        raise _too_large(full_width, full_height, limits)
+        raise ImageTooLargeError(
+            f"image of {full_width} x {full_height} pixels is over the limit of {limits.max_pixels:,} pixels"
+        )
     factor = 1
     if image.format in ("JPEG", "MPO"):
         _refuse_scan_bomb(data, image)
-        factor = _draft(image, spec=spec, region=region)
+        factor = 1 if spec is None else _draft(image, spec=spec, region=region)
     _fix_transparent_value(image)
     try:
         image.load()

@@ -158,8 +158,9 @@ def show_audit(result: AuditResult) -> None:
 
 
 def _wanted(gate: Gate) -> str:
-    least = ("classes", "class_size", "label_accuracy")
-    return f"{'at least' if gate.name in least else 'at most'} {gate.threshold:.4g}"
+    from holotype.audit.gates import AT_LEAST
+
+    return f"{'at least' if gate.name in AT_LEAST else 'at most'} {gate.threshold:.4g}"
 
 
 def show_converted(result: Converted) -> None:

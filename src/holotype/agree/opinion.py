@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from holotype.dataset.listing import file_and_region
+from holotype.dataset.examples import read_example
 from holotype.errors import DatasetError, ImageError
 from holotype.metrics import Predictions
 from holotype.predictor import load
-from holotype.preprocess import read_pixels
 from holotype.progress import note, track
 
 __all__ = ["predict_items"]
@@ -28,9 +27,8 @@ def predict_items(target: Path | str, items: Sequence[str], *, root: Path) -> Pr
     read, rows, batch = [], [], []
     with track("asking the model", total=len(items)) as progress:
         for item in items:
-            file, region = file_and_region(item)
             try:
-                batch.append(read_pixels((root / file).read_bytes(), spec=spec, region=region))
+                batch.append(read_example(root, item, spec=spec))
                 read.append(item)
             except (OSError, ImageError):
                 pass

@@ -24,7 +24,7 @@ from holotype.bundle import replace_folder, write_text
 from holotype.config import AgreeConfig, DataConfig
 from holotype.dataset.listing import Problem, file_and_region, problems_error
 from holotype.errors import BrokenImageError, ConfigError, ImageError
-from holotype.preprocess import SUFFIXES, Box, Limits, Pixels, facts, read_full
+from holotype.preprocess import SUFFIXES, Limits, Pixels, cut, facts, read_full
 from holotype.progress import track
 
 __all__ = ["CLASSES", "PLAN", "plan", "read_plan"]
@@ -219,18 +219,9 @@ def _views(
         return
     for name, region in regions.items():
         try:
-            yield name, None if region is None or pixels is None else _cut(pixels, region)
+            yield name, None if region is None or pixels is None else cut(pixels, region)
         except BrokenImageError as error:
             yield name, error
-
-
-def _cut(pixels: Pixels, region: Box) -> Pixels:
-    """The part of `uint8[H, W, 3]` in whole pixels."""
-    left, top = max(round(region.left), 0), max(round(region.top), 0)
-    part = pixels[top : max(round(region.bottom), top + 1), left : max(round(region.right), left + 1)]
-    if not part.size:
-        raise BrokenImageError("the box lies outside the image")
-    return part
 
 
 def _deal(

@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holotype.agree.pictures import render
 from holotype.errors import ImageError, ServerError
+from holotype.fields import printable
 from holotype.preprocess import Limits
 from holotype.progress import note
 from holotype.review import Action, Decision, Item, append_decisions, append_undo, read_log
@@ -163,7 +164,7 @@ class Desk:
         Candidates are in the order of the classes: their place on the page does not say who is for which.
         """
         return {
-            "classes": [_printable(label) for label in self.classes],
+            "classes": [printable(label) for label in self.classes],
             "items": [
                 {
                     "reasons": ["review"] if item.blind else item.reasons,
@@ -173,7 +174,7 @@ class Desk:
                 }
                 for item in self.items
             ],
-            "command": _printable(self.command),
+            "command": printable(self.command),
         }
 
     def _item(self, index: int) -> Item:
@@ -359,11 +360,6 @@ def _open(url: str) -> None:
 
 def _asset(name: str) -> bytes:
     return files("holotype.agree").joinpath(name).read_bytes()
-
-
-def _printable(text: str) -> str:
-    """File names that are not UTF-8 reach Python as lone surrogates, which JSON cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 async def _say_not_saved(_: Request, error: Exception) -> Response:

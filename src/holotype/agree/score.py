@@ -15,13 +15,14 @@ import numpy as np
 from holotype.agree.consensus import Consensus, find_consensus
 from holotype.agree.contract import Agreement
 from holotype.agree.opinion import predict_items
-from holotype.agree.page import thumbnailer, write_page
+from holotype.agree.page import write_page
 from holotype.agree.plan import read_plan
 from holotype.agree.verdict import judge
 from holotype.agree.votes import Votes, find_plan, read_votes
 from holotype.agreement import count_votes, measure_agreement
 from holotype.bundle import write_text
 from holotype.config import AgreeConfig
+from holotype.dataset import thumbnailer_below
 from holotype.errors import ConfigError, DatasetError
 from holotype.metrics import Predictions
 
@@ -86,12 +87,16 @@ def score(
         folder=folder,
     )
     result = result.model_copy(update={"seconds": time.perf_counter() - started})
+    _write(folder, result, votes=votes, consensus=consensus, root=root)
+    return result
+
+
+def _write(folder: Path, result: Agreement, *, votes: Votes, consensus: Consensus, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "agreement.json", result.model_dump_json(indent=1) + "\n")
     write_text(folder / CONSENSUS, _consensus_csv(votes, consensus))
     write_text(folder / DISAGREEMENTS, _disagreements_csv(votes, consensus))
-    write_page(folder / "agreement.html", result, thumbnail=thumbnailer(root))
-    return result
+    write_page(folder / "agreement.html", result, thumbnail=thumbnailer_below(root))
 
 
 def _check_comparable(votes: Votes, where: Path) -> None:

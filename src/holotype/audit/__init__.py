@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from holotype.audit.contract import (
     Shift,
     Source,
     Suspect,
+    Trait,
     UnreadableImage,
 )
 from holotype.audit.duplicates import Copies, find_copies, summarise
-from holotype.audit.gates import EXIT_CODES, judge_data, judge_findings, verdict_of
+from holotype.audit.gates import EXIT_CODES, Findings, judge_data, judge_findings, verdict_of
 from holotype.audit.health import FileFacts, find_issues, named_columns, shortcuts, unreadable_issues
 from holotype.audit.junit import write_junit
 from holotype.audit.labels import OutOfSample, label_suspects, out_of_sample
@@ -123,7 +124,7 @@ def _gather(dataset: Dataset, config: AuditConfig, *, device: str) -> _Evidence:
     backbone = Backbone(config.model, dataset.spec, device)
     if not len(dataset.table):
         empty = np.zeros(0, dtype=np.int64)
-        copies = Copies(empty, empty.reshape(0, 2), np.zeros(0, dtype=np.float32), None)
+        copies = Copies(empty, empty, empty.reshape(0, 2), np.zeros(0, dtype=np.float32), None)
         return _Evidence(dataset, config, signatures, np.zeros((0, 1), dtype=np.float32), copies, None)
     embeddings = embed(dataset, backbone=backbone)
     copies = find_copies(
@@ -147,6 +148,42 @@ def _gather(dataset: Dataset, config: AuditConfig, *, device: str) -> _Evidence:
 
 
 def _conclude(evidence: _Evidence, folder: Path, *, begun: float) -> Audit:
+    dataset, config = evidence.dataset, evidence.config
+    found, traits = _find(evidence, folder)
+    gates = (
+        *judge_data(dataset, config=config),
+        *judge_findings(found, images=len(dataset.table), limits=config.gates),
+    )
+    verdict, reasons = verdict_of(gates)
+    broken = unreadable_issues((file.path, file.error) for file in dataset.unreadable)
+    return Audit(
+        verdict=verdict,
+        reasons=reasons,
+        gates=gates,
+        source=Source(
+            path=str(dataset.source),
+            root_hash=dataset.root_hash,
+            images=len(dataset.table),
+            classes=dataset.classes,
+            revision=dataset.revision,
+        ),
+        balance=found.balance,
+        duplicates=found.duplicates,
+        leakage=found.leakage,
+        label_suspects=found.label_suspects,
+        label_accuracy=found.label_accuracy,
+        health=(*broken, *found.health),
+        traits=traits,
+        shortcuts=found.shortcuts,
+        shift=found.shift,
+        unreadable=tuple(UnreadableImage(path=file.path, error=file.error) for file in dataset.unreadable),
+        problems=tuple(str(problem) for problem in dataset.problems),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _find(evidence: _Evidence, folder: Path) -> tuple[Findings, tuple[Trait, ...]]:
+    """All that the gates judge, and what is so of the whole set."""
     dataset, config, table = evidence.dataset, evidence.config, evidence.dataset.table
     paths, labels = table["path"].to_list(), table["label"].to_list()
     facts = FileFacts(
@@ -158,57 +195,19 @@ def _conclude(evidence: _Evidence, folder: Path, *, begun: float) -> Audit:
     )
     measures = evidence.signatures.measures
     issues, traits = find_issues(paths, facts, measures, config=config.health)
-    broken = unreadable_issues((file.path, file.error) for file in dataset.unreadable)
-    betraying = shortcuts(named_columns(paths, facts, measures), labels)
-    counts = balance(labels, table["split"].to_list(), rule=config.gates.balance)
-    duplicates = summarise(dataset, evidence.copies)
-    leakage = find_leakage(
-        dataset,
-        evidence.copies,
-        evidence.embeddings,
-        penalty=None if evidence.chances is None else evidence.chances.penalty,
-    )
     suspects, accuracy = _labels(evidence, folder)
-    shift = _shift(evidence)
-    gates = (
-        *judge_data(dataset, config=config),
-        *judge_findings(
-            balance=counts,
-            duplicates=duplicates,
-            leakage=leakage,
-            label_accuracy=accuracy,
-            health=issues,
-            shortcuts=betraying,
-            shift=shift,
-            images=len(table),
-            config=config,
-        ),
-    )
-    verdict, reasons = verdict_of(gates)
-    return Audit(
-        verdict=verdict,
-        reasons=reasons,
-        gates=gates,
-        source=Source(
-            path=str(dataset.source),
-            root_hash=dataset.root_hash,
-            images=len(table),
-            classes=dataset.classes,
-            revision=dataset.revision,
-        ),
-        balance=counts,
-        duplicates=duplicates,
-        leakage=leakage,
+    penalty = None if evidence.chances is None else evidence.chances.penalty
+    findings = Findings(
+        balance=balance(labels, table["split"].to_list(), rule=config.gates.balance),
+        duplicates=summarise(dataset, evidence.copies),
+        leakage=find_leakage(dataset, evidence.copies, evidence.embeddings, penalty=penalty),
         label_suspects=suspects,
         label_accuracy=accuracy,
-        health=(*broken, *issues),
-        traits=traits,
-        shortcuts=betraying,
-        shift=shift,
-        unreadable=tuple(UnreadableImage(path=file.path, error=file.error) for file in dataset.unreadable),
-        problems=tuple(str(problem) for problem in dataset.problems),
-        seconds=time.perf_counter() - begun,
+        health=issues,
+        shortcuts=shortcuts(named_columns(paths, facts, measures), labels),
+        shift=_shift(evidence),
     )
+    return findings, traits
 
 
 def _labels(evidence: _Evidence, folder: Path) -> tuple[tuple[Suspect, ...], LabelAccuracy]:
@@ -263,7 +262,7 @@ def _shift(evidence: _Evidence) -> tuple[Shift, ...]:
 
 def _remember(found: Audit, folder: Path) -> None:
     """Keep what later verbs ask for beside the index: suspects for relabelling, leaks for reports."""
-    items = tuple(
+    doubtful = (
         SuspectLabel(
             path=suspect.path,
             label=suspect.label,
@@ -271,33 +270,22 @@ def _remember(found: Audit, folder: Path) -> None:
             score=suspect.score,
             top=tuple(choice.label for choice in suspect.top),
         )
-        for suspect in (*_conflicting(found), *found.label_suspects)
+        for suspect in found.label_suspects
     )
-    write_suspects(folder, Suspects(root_hash=found.source.root_hash, items=_first_of_each(items)))
+    first: dict[str, SuspectLabel] = {}
+    for item in (*_conflicting(found), *doubtful):
+        first.setdefault(item.path, item)
+    write_suspects(folder, Suspects(root_hash=found.source.root_hash, items=tuple(first.values())))
     write_leaks(folder, found.source.root_hash, found.leakage.leaked)
 
 
-def _conflicting(found: Audit) -> Sequence[Suspect]:
+def _conflicting(found: Audit) -> Iterator[SuspectLabel]:
     """Copies under several labels, of which all but one are wrong."""
-    return [
-        Suspect(
-            path=path,
-            label=label,
-            suggested=next(other for other in cluster.labels if other != label),
-            score=1.0,
-            top=(),
-        )
-        for cluster in found.duplicates.clusters
-        if cluster.conflict
-        for path, label in zip(cluster.paths, cluster.labels, strict=True)
-    ]
-
-
-def _first_of_each(items: Sequence[SuspectLabel]) -> tuple[SuspectLabel, ...]:
-    first: dict[str, SuspectLabel] = {}
-    for item in items:
-        first.setdefault(item.path, item)
-    return tuple(first.values())
+    for cluster in found.duplicates.clusters:
+        if cluster.conflict:
+            for path, label in zip(cluster.paths, cluster.labels, strict=True):
+                other = next(other for other in cluster.labels if other != label)
+                yield SuspectLabel(path=path, label=label, suggested=other, score=1.0)
 
 
 def _draw_sample(dataset: Dataset, folder: Path, *, count: int, seed: int) -> None:

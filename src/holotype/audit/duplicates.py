@@ -16,7 +16,6 @@ from holotype.audit.neighbours import EXACT_UP_TO, hash_pairs, nearest
 from holotype.audit.signatures import Signatures
 from holotype.config import DuplicatesConfig
 from holotype.dataset import Dataset
-from holotype.dataset.ingest import contents
 from holotype.progress import track
 
 __all__ = ["Copies", "find_copies", "summarise"]
@@ -32,12 +31,21 @@ class Copies:
     """`cluster: int64[N]`, images with one number are copies; `pairs: int64[P, 2]`, which were seen to be.
 
     `distances: float32[P]` of the pairs: 0 where bytes or pixels are equal, else `aligned_distance`.
+    `exact: int64[N]`, as `cluster`, of copies with equal bytes or pixels alone.
     """
 
     cluster: Rows
+    exact: Rows
     pairs: Rows
     distances: Floats
     calibration: Calibration | None
+
+    def groups(self) -> list[list[int]]:
+        """The rows of each cluster of two and more, in order of the first."""
+        members = defaultdict(list)
+        for row, number in enumerate(self.cluster.tolist()):
+            members[number].append(row)
+        return [rows for rows in members.values() if len(rows) > 1]
 
 
 def find_copies(
@@ -54,41 +62,35 @@ def find_copies(
     `embeddings` is `float32[N, D]` of length 1. Exact copies stand for each other, so that a picture that is
     there a thousand times is compared once.
     """
-    exact = _exact_pairs(dataset)
-    cluster = _components(exact, count=len(dataset.table))
-    first_of = np.unique(cluster, return_index=True)[1].astype(np.int64)
+    equal = _exact_pairs(dataset)
+    exact = _components(equal, count=len(dataset.table))
+    first_of = np.unique(exact, return_index=True)[1].astype(np.int64)
     found = None
     if config.near and len(first_of) > 1:
         found = calibrate(dataset, signatures, embeddings, first_of, embed=embed, config=config, seed=seed)
     if found is None:
-        return Copies(cluster, exact, np.zeros(len(exact), dtype=np.float32), None)
+        return Copies(exact, exact, equal, np.zeros(len(equal), dtype=np.float32), None)
     thresholds, calibration = found
     candidates = _candidates(signatures, embeddings, first_of, thresholds, config)
     near, distances = _confirm(dataset, signatures, candidates, thresholds)
-    pairs = np.concatenate([exact, near])
+    pairs = np.concatenate([equal, near])
     return Copies(
         _components(pairs, count=len(dataset.table)),
+        exact,
         pairs,
-        np.concatenate([np.zeros(len(exact), dtype=np.float32), distances]),
+        np.concatenate([np.zeros(len(equal), dtype=np.float32), distances]),
         calibration,
     )
 
 
 def summarise(dataset: Dataset, copies: Copies) -> Duplicates:
     """The clusters of two and more, the largest first."""
-    members = defaultdict(list)
-    for row, number in enumerate(copies.cluster.tolist()):
-        members[number].append(row)
-    exact = _components(_exact_pairs(dataset), count=len(dataset.table))
-    clusters = [
-        _cluster(dataset, rows, exact=len(set(exact[rows].tolist())) == 1)
-        for rows in members.values()
-        if len(rows) > 1
-    ]
+    groups = copies.groups()
+    clusters = [_cluster(dataset, rows, exact=len(set(copies.exact[rows].tolist())) == 1) for rows in groups]
     clusters.sort(key=lambda cluster: (not cluster.conflict, -len(cluster.paths), cluster.paths))
     return Duplicates(
         clusters=tuple(clusters),
-        extra=len(dataset.table) - len(members),
+        extra=sum(len(rows) - 1 for rows in groups),
         calibration=copies.calibration,
     )
 
@@ -108,7 +110,7 @@ def _cluster(dataset: Dataset, rows: Sequence[int], *, exact: bool) -> Cluster:
 def _exact_pairs(dataset: Dataset) -> Rows:
     """Each image with the first of its own bytes, or of its own pixels."""
     pairs = []
-    for keys in (contents(dataset.table), dataset.table["pixels_sha256"].to_list()):
+    for keys in (dataset.contents, dataset.table["pixels_sha256"].to_list()):
         first: dict[str, int] = {}
         pairs += [(first.setdefault(key, row), row) for row, key in enumerate(keys)]
     apart = sorted({pair for pair in pairs if pair[0] != pair[1]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from holotype.audit.contract import (
     Balance,
@@ -13,15 +14,19 @@ from holotype.audit.contract import (
     Leakage,
     Shift,
     Shortcut,
+    Suspect,
     Verdict,
 )
-from holotype.config import AuditConfig
+from holotype.config import AuditConfig, GatesConfig
 from holotype.dataset import Dataset
 
-__all__ = ["EXIT_CODES", "judge_data", "judge_findings", "verdict_of"]
+__all__ = ["AT_LEAST", "EXIT_CODES", "Findings", "judge_data", "judge_findings", "verdict_of"]
 
 EXIT_CODES: dict[Verdict, int] = {"ready": 0, "fix": 3, "unusable": 4}
 """What `holotype audit` exits with; 1 and 2 mean that it could not be run."""
+
+AT_LEAST = frozenset({"classes", "class_size", "label_accuracy"})
+"""Gates whose value must reach the threshold; that of the others must not exceed it."""
 
 _LEAST_SAMPLE = 300
 
@@ -75,43 +80,30 @@ def _lacking(gaps: Sequence[str], needed: Sequence[str]) -> str:
     return f"add images of the class, or place some yourself in train/, validation/ and test/{shown}"
 
 
-def judge_findings(
-    *,
-    balance: Balance,
-    duplicates: Duplicates,
-    leakage: Leakage,
-    label_accuracy: LabelAccuracy,
-    health: Sequence[Issue],
-    shortcuts: Sequence[Shortcut],
-    shift: Sequence[Shift],
-    images: int,
-    config: AuditConfig,
-) -> tuple[Gate, ...]:
+@dataclass(frozen=True)
+class Findings:
+    """What was found in the images; the parts are those of an `Audit`, `health` without unreadable files."""
+
+    balance: Balance
+    duplicates: Duplicates
+    leakage: Leakage
+    label_suspects: tuple[Suspect, ...]
+    label_accuracy: LabelAccuracy
+    health: tuple[Issue, ...]
+    shortcuts: tuple[Shortcut, ...]
+    shift: tuple[Shift, ...]
+
+
+def judge_findings(found: Findings, *, images: int, limits: GatesConfig) -> tuple[Gate, ...]:
     """What makes the result of training untrustworthy: failing one of these asks for a fix first."""
-    limits = config.gates
-    smallest = min(balance.counts, key=lambda label: balance.counts[label], default="")
-    conflicts = sum(cluster.conflict for cluster in duplicates.clusters)
-    odd = len({issue.path for issue in health}) / images if images else 0.0
-    worst = max(shortcuts, key=lambda shortcut: shortcut.correlation, default=None)
-    drift = max(shift, key=lambda one: one.low, default=None)
+    conflicts = sum(cluster.conflict for cluster in found.duplicates.clusters)
+    odd = len({issue.path for issue in found.health}) / images if images else 0.0
     return (
-        _gate(
-            "balance",
-            balance.max_min_ratio,
-            limits.balance,
-            _balance_advice(balance),
-        ),
-        Gate(
-            name="class_size",
-            passed=balance.counts.get(smallest, 0) >= limits.class_size,
-            value=balance.counts.get(smallest, 0),
-            threshold=limits.class_size,
-            advice=f"collect more images of {smallest!r}, or merge it into another class" if smallest else "",
-            severity="fix",
-        ),
+        _gate("balance", found.balance.max_min_ratio, limits.balance, _balance_advice(found.balance)),
+        _class_size_gate(found.balance, threshold=limits.class_size),
         _gate(
             "leakage",
-            leakage.fraction,
+            found.leakage.fraction,
             limits.leakage,
             "make a split that keeps copies together: --fix-split",
         ),
@@ -121,27 +113,10 @@ def judge_findings(
             limits.conflicts,
             "decide which label is right: holotype agree adjudicate",
         ),
-        _label_gate(label_accuracy, threshold=limits.label_accuracy, images=images),
+        _label_gate(found.label_accuracy, threshold=limits.label_accuracy, images=images),
         _gate("health", odd, limits.health, "look at the images listed under health; repair or remove them"),
-        _gate(
-            "shortcut",
-            None if worst is None else worst.correlation,
-            limits.shortcut,
-            ""
-            if worst is None
-            else f"{worst.measure} goes with the class ({worst.low} least, {worst.high} most): collect images"
-            " in which it does not, or augment it away; where it is what defines the class, raise"
-            " --set gates.shortcut",
-            absent=True,
-        ),
-        _gate(
-            "shift",
-            None if drift is None else drift.low,
-            limits.shift,
-            ""
-            if drift is None
-            else f"{drift.split} images can be told from training images: draw both from one source",
-        ),
+        _shortcut_gate(found.shortcuts, threshold=limits.shortcut),
+        _shift_gate(found.shift, threshold=limits.shift),
     )
 
 
@@ -151,6 +126,45 @@ def _gate(
     """A gate that values up to `threshold` pass; where there is none, it says `absent`."""
     passed = absent if value is None else value <= threshold
     return Gate(name=name, passed=passed, value=value, threshold=threshold, advice=advice, severity="fix")
+
+
+def _class_size_gate(balance: Balance, *, threshold: int) -> Gate:
+    smallest = min(balance.counts, key=lambda label: balance.counts[label], default="")
+    count = balance.counts.get(smallest, 0)
+    return Gate(
+        name="class_size",
+        passed=count >= threshold,
+        value=count,
+        threshold=threshold,
+        advice=f"collect more images of {smallest!r}, or merge it into another class" if smallest else "",
+        severity="fix",
+    )
+
+
+def _shortcut_gate(found: Sequence[Shortcut], *, threshold: float) -> Gate:
+    worst = max(found, key=lambda shortcut: shortcut.correlation, default=None)
+    if worst is None:
+        return _gate("shortcut", None, threshold, "", absent=True)
+    return _gate(
+        "shortcut",
+        worst.correlation,
+        threshold,
+        f"{worst.measure} goes with the class ({worst.low} least, {worst.high} most): collect images"
+        " in which it does not, or augment it away; where it is what defines the class, raise"
+        " --set gates.shortcut",
+    )
+
+
+def _shift_gate(found: Sequence[Shift], *, threshold: float) -> Gate:
+    drift = max(found, key=lambda one: one.low, default=None)
+    if drift is None:
+        return _gate("shift", None, threshold, "")
+    return _gate(
+        "shift",
+        drift.low,
+        threshold,
+        f"{drift.split} images can be told from training images: draw both from one source",
+    )
 
 
 def _balance_advice(balance: Balance) -> str:

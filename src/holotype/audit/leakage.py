@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -47,17 +47,12 @@ def find_leakage(dataset: Dataset, copies: Copies, embeddings: Floats, *, penalt
 def _partners(copies: Copies, splits: list[Split]) -> dict[int, int]:
     """By leaked row: its copy in the earliest other split, the nearest where pairs were compared."""
     rank = {split: place for place, split in enumerate(SPLITS)}
-    members = defaultdict(list)
-    for row, number in enumerate(copies.cluster.tolist()):
-        members[number].append(row)
     compared = {
         tuple(sorted(pair)): distance
         for pair, distance in zip(copies.pairs.tolist(), copies.distances.tolist(), strict=True)
     }
     partner = {}
-    for rows in members.values():
-        if len({splits[row] for row in rows}) < 2:
-            continue
+    for rows in _torn(copies, splits):
         for row in rows:
             earlier = [other for other in rows if rank[splits[other]] < rank[splits[row]]]
             if earlier:
@@ -70,6 +65,11 @@ def _partners(copies: Copies, splits: list[Split]) -> dict[int, int]:
                     ),
                 )
     return partner
+
+
+def _torn(copies: Copies, splits: list[Split]) -> list[list[int]]:
+    """The clusters that lie in several splits."""
+    return [rows for rows in copies.groups() if len({splits[row] for row in rows}) > 1]
 
 
 def _effects(
@@ -108,10 +108,7 @@ def mended_split(dataset: Dataset, copies: Copies) -> tuple[Change, ...]:
     table = dataset.table
     splits, labels, names = (table[name].to_list() for name in ("split", "label", "path"))
     wanted = Counter(zip(labels, splits, strict=True))
-    members = defaultdict(list)
-    for row, number in enumerate(copies.cluster.tolist()):
-        members[number].append(row)
-    torn = [rows for rows in members.values() if len({splits[row] for row in rows}) > 1]
+    torn = _torn(copies, splits)
     torn.sort(key=lambda rows: (-len(rows), rows))
     have = Counter(wanted)
     for rows in torn:

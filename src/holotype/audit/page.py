@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from holotype.audit.contract import Audit, Cluster, Gate, Issue
-from holotype.bundle import write_text
-from holotype.errors import require
-from holotype.report import Thumbnail
+from holotype.audit.gates import AT_LEAST
+from holotype.report import Thumbnail, data_uri, write_html
 
 __all__ = ["write_page"]
 
@@ -29,20 +26,8 @@ _VERDICTS = {
     "unusable": ("Not usable", "Training would refuse this data."),
 }
 
-# By gate: whether the value may be at most or must be at least the threshold, and whether both are shares.
-_GATES = {
-    "unreadable": ("≤", True),
-    "classes": ("≥", False),
-    "splits": ("≤", False),
-    "balance": ("≤", False),
-    "class size": ("≥", False),
-    "leakage": ("≤", True),
-    "conflicts": ("≤", False),
-    "label accuracy": ("≥", True),
-    "health": ("≤", True),
-    "shortcut": ("≤", False),
-    "shift": ("≤", False),
-}
+_SHARES = frozenset({"unreadable", "leakage", "label_accuracy", "health"})
+"""Gates whose value and threshold are shares."""
 
 _MEANINGS = {
     "wrong extension": "what the bytes are, though the name says otherwise",
@@ -116,35 +101,18 @@ def write_page(file: Path, audit: Audit, *, thumbnail: Thumbnail) -> None:
 
     `MissingExtraError` where Jinja2 is missing.
     """
-    require("jinja2", extra="train", purpose="writing the page of an audit")
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        # The look and the sorting of tables are those of the report.
-        loader=ChoiceLoader([PackageLoader("holotype.audit", ""), PackageLoader("holotype.report")]),
-        autoescape=True,  # class names and paths are whatever somebody called a folder
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": lambda value: f"{value:,}",
-        "fixed": lambda value, digits: f"{value:.{digits}f}",
-        "name": lambda path: PurePosixPath(path.replace("\\", "/")).name or path,
-        "percent": _percent,
-        "plain": _plain,
-    }
-    script = environment.get_template("report.js").render()
     content = _content(audit)
-    page = environment.get_template("audit.html.j2").render(
-        audit=audit,
-        thumbnails={path: _embed(thumbnail(path)) for path in _pictures(content)},
-        script=Markup(script),  # noqa: S704 - our own file, nothing of the user's is in it
-        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
-        **content,
+    write_html(
+        file,
+        "audit.html.j2",
+        package="holotype.audit",
+        filters={"percent": _percent, "plain": _plain},
+        content={
+            "audit": audit,
+            "thumbnails": {path: data_uri(thumbnail(path)) for path in _pictures(content)},
+            **content,
+        },
     )
-    write_text(file, page)
 
 
 def _content(audit: Audit) -> dict[str, Any]:
@@ -182,14 +150,14 @@ def _cap(entries: Sequence[Entry], limit: int) -> _Capped[Entry]:
 
 
 def _gate_row(gate: Gate) -> _GateRow:
-    sign, share = _GATES.get(_gate_name(gate), ("", False))
+    sign, share = "≥" if gate.name in AT_LEAST else "≤", gate.name in _SHARES
     threshold = f"{100 * gate.threshold:g}\N{NO-BREAK SPACE}%" if share else _plain(gate.threshold)
     show = _percent if share else _plain
     return _GateRow(
         name=_gate_name(gate),
         state={True: "passed", False: "failed", None: "not measured"}[gate.passed],
         value="" if gate.value is None else show(gate.value),
-        threshold=f"{sign}\N{NO-BREAK SPACE}{threshold}".strip(),
+        threshold=f"{sign}\N{NO-BREAK SPACE}{threshold}",
         advice="" if gate.passed else gate.advice,
     )
 
@@ -204,15 +172,15 @@ def _steps(audit: Audit) -> list[_Step]:
     A random sample proves something about the labels and splits it was drawn from, so these are mended first.
     """
     data, accuracy = shlex.quote(audit.source.path), audit.label_accuracy
-    failed = {_gate_name(gate) for gate in audit.gates if gate.passed is False}
-    unknown = {_gate_name(gate) for gate in audit.gates if gate.passed is None}
+    failed = {gate.name for gate in audit.gates if gate.passed is False}
+    unknown = {gate.name for gate in audit.gates if gate.passed is None}
     steps = []
     if audit.label_suspects or any(cluster.conflict for cluster in audit.duplicates.clusters):
         steps.append(_Step(f"holotype agree adjudicate {data}", "decide on suspected and conflicting labels"))
         steps.append(_Step(f"holotype agree apply {data}", "take over what was decided"))
     if audit.leakage.pairs:
         steps.append(_Step(f"holotype audit {data} --fix-split", "make a split that keeps copies together"))
-    if "label accuracy" in failed | unknown:
+    if "label_accuracy" in failed | unknown:
         if accuracy.reviewed + accuracy.skipped >= accuracy.sample:
             steps.append(_Step(f"holotype audit {data} --review-sample 300", "draw a random sample"))
         steps.append(
@@ -286,13 +254,6 @@ def _pictures(content: dict[str, Any]) -> list[str]:
     paths += [suspect.path for suspect in content["suspects"].shown]
     paths += [issue.path for group in content["groups"] for issue in group.issues.shown]
     return list(dict.fromkeys(paths))
-
-
-def _embed(data: bytes | None) -> str | None:
-    if not data:
-        return None
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _percent(value: float) -> str:

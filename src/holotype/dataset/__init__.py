@@ -10,7 +10,7 @@ from holotype.dataset.index import (
 )
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
 from holotype.dataset.store import Shape, cache_folder, cache_root, dataset_name
-from holotype.dataset.thumbnails import thumbnailer
+from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
 
 __all__ = [
     "SPLITS",
@@ -29,4 +29,5 @@ __all__ = [
     "open_dataset",
     "recorded_source",
     "thumbnailer",
+    "thumbnailer_below",
 ]

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import polars as pl
 
 from holotype.bundle import Bundle
 from holotype.config import DataConfig
+from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
 from holotype.dataset.listing import SPLITS, Problem, Split, file_and_region, problems_error
 from holotype.dataset.revisions import revise
@@ -22,7 +24,7 @@ from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
 from holotype.dataset.store import Shape, Store, cache_folder
 from holotype.errors import DatasetError
-from holotype.preprocess import Limits, Pixels, Preprocess, read_full, read_pixels
+from holotype.preprocess import Limits, Pixels, Preprocess, read_full
 from holotype.progress import note
 
 __all__ = ["Dataset", "Unreadable", "index_dataset", "margin_shape", "open_dataset", "recorded_source"]
@@ -63,6 +65,20 @@ class Dataset:
     limits: Limits
     stores: dict[Shape, Store]
 
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """What each row shows: rows with one value have the same bytes and the same part of the image."""
+        return tuple(contents(self.table))
+
+    @cached_property
+    def _cached_rows(self) -> dict[Shape, Rows]:
+        """By view: the row of every example in its store; only of views that hold all of them."""
+        return {
+            shape: np.array([store.rows[content] for content in self.contents], dtype=np.int64)
+            for shape, store in self.stores.items()
+            if all(content in store.rows for content in self.contents)
+        }
+
     @property
     def labelling_hash(self) -> str:
         """As `root_hash`, but of path, content and label alone: it outlives a new split."""
@@ -93,9 +109,7 @@ class Dataset:
 
     def view(self, path: str, *, spec: Preprocess) -> Pixels:
         """`uint8[H, W, 3]`, an example as `spec` shows it; `ImageError` or OSError if it cannot be read."""
-        file, region = file_and_region(path)
-        data = (self.root / file).read_bytes()
-        return read_pixels(data, spec=spec, region=region, limits=self.limits)
+        return read_example(self.root, path, spec=spec, limits=self.limits)
 
     def picture(self, path: str) -> Pixels:
         """`uint8[H, W, 3]`, an example at its own size; `ImageError` or OSError where it cannot be read."""
@@ -122,14 +136,13 @@ class Dataset:
         """
         wanted = shape or self.exact
         store = self.stores.get(wanted)
-        digests = contents(self.table)
-        if store is not None and all(digest in store.rows for digest in digests):
-            place = np.array([store.rows[digest] for digest in digests], dtype=np.int64)
+        place = self._cached_rows.get(wanted)
+        if store is not None and place is not None:
             for rows in batches:
                 # Mapped anew for each batch: pages that were read do not add up in the process's memory.
                 yield store.open()[place[rows]]
             return
-        yield from self._partly_cached(list(batches), wanted, store, digests)
+        yield from self._partly_cached(list(batches), wanted, store, self.contents)
 
     def _partly_cached(
         self, batches: Sequence[Rows], shape: Shape, store: Store | None, digests: Sequence[str]

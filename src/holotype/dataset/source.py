@@ -21,6 +21,7 @@ from holotype.dataset.folders import read_folders
 from holotype.dataset.listing import Listing, Problem
 from holotype.dataset.table import read_csv, read_parquet
 from holotype.errors import DatasetError
+from holotype.fields import printable
 from holotype.progress import note
 
 __all__ = ["read_source"]
@@ -95,8 +96,7 @@ def _nameable(listing: Listing) -> Listing:
             f"{record.path}{record.label}".encode()
             records.append(record)
         except UnicodeEncodeError:
-            name = record.path.encode("utf-8", "backslashreplace").decode()
-            problems.append(Problem(name, "its name is not UTF-8", "rename it"))
+            problems.append(Problem(printable(record.path), "its name is not UTF-8", "rename it"))
     return dataclasses.replace(listing, records=tuple(records), problems=tuple(problems))
 
 

@@ -28,6 +28,7 @@ from holotype.report.contract import (
 )
 from holotype.report.page import Thumbnail, write_page
 from holotype.report.plots import DARK, LIGHT, confusion_png, history_png, reliability_png
+from holotype.report.render import data_uri, write_html
 
 __all__ = [
     "BundleSummary",
@@ -46,8 +47,10 @@ __all__ = [
     "UnreadableFile",
     "build_report",
     "confusion_png",
+    "data_uri",
     "history_png",
     "reliability_png",
+    "write_html",
     "write_page",
     "write_report",
 ]

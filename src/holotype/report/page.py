@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from holotype.bundle import write_text
 from holotype.report.contract import ClassScore, ConfusedPair, Estimate, Report
+from holotype.report.render import data_uri, write_html
 
 __all__ = ["Thumbnail", "write_page"]
 
@@ -64,33 +62,17 @@ def write_page(file: Path, report: Report, *, figures: Mapping[str, Path], thumb
     `figures` maps `confusion`, `reliability` and, where something was trained, `history` to PNG files; a
     figure `NAME_dark` beside them is shown in dark mode. `thumbnail` is asked once for each image shown.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("holotype.report"),
-        autoescape=True,  # class names and paths are whatever somebody called a folder
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    write_html(
+        file,
+        "report.html.j2",
+        filters={"interval": _interval, "percent": _percent},
+        content={
+            "report": report,
+            "figures": _embed_figures(figures),
+            "thumbnails": {path: data_uri(thumbnail(path)) for path in _shown(report)},
+            **_tables(report),
+        },
     )
-    environment.filters |= {
-        "count": lambda value: f"{value:,}",
-        "fixed": lambda value, digits: f"{value:.{digits}f}",
-        "interval": _interval,
-        "name": lambda path: PurePosixPath(path.replace("\\", "/")).name or path,
-        "percent": _percent,
-    }
-    script = environment.get_template("report.js").render()
-    page = environment.get_template("report.html.j2").render(
-        report=report,
-        figures=_embed_figures(figures),
-        thumbnails={path: _embed(thumbnail(path)) for path in _shown(report)},
-        script=Markup(script),  # noqa: S704 - our own file, nothing of the user's is in it
-        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
-        **_tables(report),
-    )
-    write_text(file, page)
 
 
 def _tables(report: Report) -> dict[str, Any]:
@@ -158,19 +140,12 @@ def _embed_figures(files: Mapping[str, Path]) -> dict[str, _Figure | None]:
             width, height = round(image.width * scale), round(image.height * scale)
         dark = files.get(f"{name}_dark")
         figures[name] = _Figure(
-            light=_embed(files[name].read_bytes()) or "",
-            dark=None if dark is None else _embed(dark.read_bytes()),
+            light=data_uri(files[name].read_bytes()) or "",
+            dark=None if dark is None else data_uri(dark.read_bytes()),
             width=width,
             height=height,
         )
     return figures
-
-
-def _embed(data: bytes | None) -> str | None:
-    if not data:
-        return None
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _percent(value: float) -> str:

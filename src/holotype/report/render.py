@@ -1,0 +1,63 @@
+"""A template and what it shows, as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from holotype.bundle import write_text
+from holotype.errors import require
+
+__all__ = ["data_uri", "write_html"]
+
+
+def write_html(
+    file: Path,
+    template: str,
+    *,
+    content: Mapping[str, Any],
+    filters: Mapping[str, Callable[..., str]],
+    package: str | None = None,
+) -> None:
+    """Render `template` to `file`, atomically: no request to anywhere, and only our own script may run.
+
+    Templates are those of the reports, and before them the files in the folder of `package`, whose pages
+    share style and script with them. Filters `count`, `fixed` and `name` are always there. The template gets
+    `script` and its `script_hash` beside `content`. `MissingExtraError` where Jinja2 is missing.
+    """
+    require("jinja2", extra="train", purpose="drawing a report")
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    own = [PackageLoader(package, "")] if package is not None else []
+    environment = Environment(
+        loader=ChoiceLoader([*own, PackageLoader("holotype.report")]),
+        autoescape=True,  # class names, annotators and paths are whatever somebody called them
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": lambda value: f"{value:,}",
+        "fixed": lambda value, digits: f"{value:.{digits}f}",
+        "name": lambda path: PurePosixPath(path.replace("\\", "/")).name or path,
+        **filters,
+    }
+    script = environment.get_template("report.js").render()
+    page = environment.get_template(template).render(
+        script=Markup(script),  # noqa: S704 - our own file, nothing of the user's is in it
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        **content,
+    )
+    write_text(file, page)
+
+
+def data_uri(data: bytes | None) -> str | None:
+    """A PNG or JPEG as a URI that holds it; None where there is none."""
+    if not data:
+        return None
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
