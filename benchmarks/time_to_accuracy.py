@@ -1,152 +1,150 @@
-"""Seconds to an accuracy: holotype against a plain PyTorch loop, same data, backbone and weights, in one run.
+"""Seconds to an accuracy: holotype against a plain PyTorch loop, timm's way and fastai's, in one run.
 
-    python benchmarks/time_to_accuracy.py DATA --minutes 12
+    python benchmarks/time_to_accuracy.py CLOTHING --minutes 12 --seeds 0 1 2 --out race.jsonl
+    python benchmarks/time_to_accuracy.py --report race.jsonl [MORE.jsonl ...]
 
-DATA is a class folder with train/, validation/ and test/. The plain loop is the one of tutorials:
-torchvision's ImageFolder, RandomResizedCrop and flip, a DataLoader with two workers, the whole network
-fine-tuned with AdamW and a cosine schedule from the same ImageNet weights, validation after every epoch.
-Both count from the class folder, imports and decoding included; holotype also exports, passes the parity
-gate and writes its report in its time. The pixel cache is cold. Prints a table and, last, the ratio.
+CLOTHING is a class folder with train/, validation/ and test/. Everybody has the same backbone
+(tf_efficientnet_lite0) and ImageNet weights, starts from the class folder in a process of its own, with
+imports and decoding counted and holotype's pixel cache cold. rivals/ says how each rival trains. A rival is
+first run for one epoch (timm's with and without --amp: the faster is raced); then its schedule is planned to
+end with the time given. Each keeps the weights of its best epoch on validation, and outside the time says
+what it makes of validation and test; holotype is the whole command, with export, parity gate and report.
+
+Runs are appended to --out one by one, and one that is there already is not repeated, so that seeds and
+rivals can be run in several sessions (a file for each choice of --preset and --set); --only runs one
+contestant. Of equal runs in several files the last is reported. fastai may live in an environment of
+its own (`pip install fastai`): --fastai-python.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
+from rivals.outcome import Outcome, append_outcome, of, paired_difference, read_outcomes
+from rivals.race import Plan, Rival, our_outcome, race_rival, train_ours, write_weights
 
-@dataclass(frozen=True)
-class Point:
-    """Validation accuracy reached after some seconds."""
-
-    seconds: float
-    accuracy: float
+SCRIPTS = {"plain": "plain_loop", "timm": "timm_recipe", "fastai": "fastai_recipe"}
 
 
 def main() -> None:
+    arguments = read_arguments()
+    if arguments.report:
+        report([outcome for file in arguments.report for outcome in read_outcomes(file)])
+        return
+    if arguments.data is None:
+        sys.exit("give the folder of images, or --report FILES")
+    everybody = [arguments.only] if arguments.only else ["ours", *arguments.rivals]
+    if "fastai" in everybody:
+        need_fastai(arguments.fastai_python)
+    with tempfile.TemporaryDirectory() as folder:
+        out = arguments.out or Path(folder) / "race.jsonl"
+        weights = Path(folder) / "imagenet.pth"
+        write_weights(weights)
+        for seed in arguments.seeds:
+            for who in everybody:
+                known = of(read_outcomes(out), who, minutes=arguments.minutes)
+                if any(outcome.seed == seed for outcome in known):
+                    continue
+                print(f"{who}, seed {seed} …", flush=True)
+                rival = None if who == "ours" else rival_of(who, arguments, weights=weights)
+                plan = (known[0].epochs, known[0].mode) if known else None
+                append_outcome(out, run(rival, seed, arguments, plan=plan))
+        report(read_outcomes(out))
+
+
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--minutes", type=float, default=12.0, help="for the plain loop")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--minutes", type=float, default=12.0, help="given to each rival")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rivals", nargs="*", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--only", choices=["ours", *SCRIPTS], help="run one of them")
     parser.add_argument("--preset", default="balanced", help="of holotype")
-    parser.add_argument("--plain-only", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.plain_only:
-        plain_loop(arguments.data, seconds=60 * arguments.minutes)
-        return
-    ours = run_holotype(arguments.data, preset=arguments.preset)
-    plain = run_plain(arguments.data, minutes=arguments.minutes)
-    report(ours, plain)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of holotype")
+    parser.add_argument("--fastai-python", default=sys.executable, help="an interpreter that has fastai")
+    parser.add_argument("--out", type=Path, help="where runs are kept, one JSON a line")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="FILE", help="only report these runs")
+    return parser.parse_args()
 
 
-def run_holotype(data: Path, *, preset: str) -> list[Point]:
-    """A whole `holotype train`, as a user types it; its epochs as points."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "HOLOTYPE_CACHE": f"{folder}/cache"}
-        command = [sys.executable, "-m", "holotype", "train", str(data), "--preset", preset, "--name", "run"]
-        start = time.perf_counter()
-        subprocess.run([*command, "--runs", folder], check=True, env=environment, stdout=subprocess.DEVNULL)
-        total = time.perf_counter() - start
-        return points_of(Path(folder) / "run", total=total)
+def need_fastai(python: str) -> None:
+    found = subprocess.run([python, "-W", "ignore", "-c", "import fastai, timm"], check=False)
+    if found.returncode:
+        sys.exit(f"{python} has no fastai: name one that has (--fastai-python), or leave it out (--rivals)")
 
 
-def points_of(run: Path, *, total: float) -> list[Point]:
-    import csv
-
-    with (run / "metrics.csv").open() as stream:
-        metrics = list(csv.DictReader(stream))
-    with (run / "timings.csv").open() as stream:
-        epochs = [row for row in csv.DictReader(stream) if row["stage"] in ("head", "fine-tune")]
-    spent = [float(row["seconds"]) for row in epochs]
-    # What is not an epoch (imports, decoding, features, export, report) is counted before the first of them.
-    clock = total - sum(spent)
-    points = []
-    for row, seconds in zip(metrics, spent, strict=True):
-        clock += seconds
-        points.append(Point(clock, float(row["validation_accuracy"])))
-    return points
+def rival_of(who: str, arguments: argparse.Namespace, *, weights: Path) -> Rival:
+    python = arguments.fastai_python if who == "fastai" else sys.executable
+    modes = ((), ("--amp",)) if who == "timm" else ((),)
+    return Rival(who, SCRIPTS[who], python=python, options=("--weights", str(weights)), modes=modes)
 
 
-def run_plain(data: Path, *, minutes: float) -> list[Point]:
-    command = [sys.executable, __file__, str(data), "--minutes", str(minutes), "--plain-only"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = [line.split() for line in process.stdout or () if line.startswith("epoch")]
-    return [Point(float(line[1]), float(line[2])) for line in lines]
+def run(rival: Rival | None, seed: int, arguments: argparse.Namespace, *, plan: Plan | None) -> Outcome:
+    """One run of a rival, or ours."""
+    data, minutes = arguments.data, arguments.minutes
+    if rival is not None:
+        return race_rival(rival, data, seed=seed, minutes=minutes, plan=plan)
+    options = ["--preset", arguments.preset]
+    with train_ours(data, seed=seed, settings=arguments.set, options=options) as ours:
+        return our_outcome(ours, data, splits=("validation", "test"), seed=seed, minutes=minutes)
 
 
-def plain_loop(data: Path, *, seconds: float) -> None:
-    """Fine-tune in the manner of tutorials, printing `epoch SECONDS ACCURACY`."""
-    start = time.perf_counter()
-    import timm
-    import torch
-    from torch import nn
-    from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
-
-    from holotype.models import Architecture, pretrained, recipe_of
-
-    torch.manual_seed(0)
-    name = "tf_efficientnet_lite0"
-    recipe = recipe_of(name)
-    normal = transforms.Normalize(recipe.mean, recipe.std)
-    training = transforms.Compose([
-        transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normal,
-    ])  # fmt: skip
-    plain = transforms.Compose([
-        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normal,
-    ])  # fmt: skip
-    train = datasets.ImageFolder(str(data / "train"), training)
-    validation = datasets.ImageFolder(str(data / "validation"), plain)
-    loader = DataLoader(train, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
-    judge = DataLoader(validation, batch_size=32, num_workers=2)
-    architecture = Architecture(
-        name=name, classes=len(train.classes), height=224, width=224, mean=recipe.mean, std=recipe.std
+def report(runs: Sequence[Outcome]) -> None:
+    outcomes = list({(run.who, run.seed, run.minutes): run for run in runs}.values())
+    print(f"\n{'':8} {'seed':>4} {'seconds':>8} {'validation':>11}")
+    for outcome in outcomes:
+        for point in outcome.points:
+            print(f"{outcome.who:8} {outcome.seed:4} {point.seconds:8.0f} {point.accuracy:11.1%}")
+    print(
+        f"\n{'':8} {'seed':>4} {'epochs':>6} {'seconds':>8} {'given':>6} {'both splits':>11}"
+        f" {'peak MB':>8} {'firm MB':>8}"
     )
-    model: nn.Module = timm.create_model(name, num_classes=len(train.classes))
-    # The same weights; only the loading is ours.
-    model.load_state_dict(pretrained(architecture)[0].network.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01)
-    epochs = 20
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
-    for _ in range(epochs):
-        model.train()
-        for images, labels in loader:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            schedule.step()
-            if time.perf_counter() - start > seconds:
-                return
-        model.eval()
-        right = 0
-        with torch.inference_mode():
-            for images, labels in judge:
-                right += int((model(images).argmax(1) == labels).sum())
-        print(f"epoch {time.perf_counter() - start:.1f} {right / len(validation):.4f}", flush=True)
+    for outcome in outcomes:
+        given = 60 * outcome.minutes
+        remarks = [*outcome.mode, *(["over its time"] if outcome.seconds > 1.05 * given else [])]
+        print(
+            f"{outcome.who:8} {outcome.seed:4} {outcome.epochs:6} {outcome.seconds:8.0f} {given:6.0f}"
+            f" {outcome.accuracy:11.1%} {outcome.peak_mb:8.0f} {outcome.firm_mb:8.0f} {' '.join(remarks)}"
+        )
+    for rival, minutes in dict.fromkeys((o.who, o.minutes) for o in outcomes if o.who != "ours"):
+        ours, theirs = of(outcomes, "ours", minutes=minutes), of(outcomes, rival, minutes=minutes)
+        paired = [(mine, his) for mine in ours for his in theirs if mine.seed == his.seed]
+        if paired:
+            compare(paired, rival=rival)
 
 
-def report(ours: list[Point], plain: list[Point]) -> None:
-    print(f"{'':12} {'seconds':>8} {'validation':>11}")
-    for name, points in (("holotype", ours), ("plain loop", plain)):
-        for point in points:
-            print(f"{name:12} {point.seconds:8.0f} {point.accuracy:11.1%}")
-    if not plain:
-        print("the plain loop finished no epoch in its time")
-        return
-    best = max(point.accuracy for point in plain)
-    theirs = next(point.seconds for point in plain if point.accuracy == best)
-    reached = next((point.seconds for point in ours if point.accuracy >= best), None)
-    if reached is None:
-        print(f"holotype did not reach the plain loop's best, {best:.1%}")
-    else:
-        print(f"to {best:.1%}: holotype {reached:.0f} s, plain {theirs:.0f} s, ratio {theirs / reached:.1f}")
+def compare(paired: Sequence[tuple[Outcome, Outcome]], *, rival: str) -> None:
+    print(f"\nagainst {rival}")
+    ratios = []
+    for ours, theirs in paired:
+        best = max(point.accuracy for point in theirs.points)
+        took = next(point.seconds for point in theirs.points if point.accuracy == best)
+        reached = next((point.seconds for point in ours.points if point.accuracy >= best), None)
+        if reached is None:
+            print(
+                f"  seed {ours.seed}: its best on validation, {best:.1%} after {took:.0f} s, was not reached"
+            )
+        else:
+            ratios.append(took / reached)
+            print(
+                f"  seed {ours.seed}: to its best on validation, {best:.1%}: it {took:.0f} s, holotype"
+                f" {reached:.0f} s, ratio {ratios[-1]:.1f}"
+            )
+        print(f"    both splits after {ours.minutes:g} minutes: {paired_difference([ours], [theirs])}")
+    mine, others = [ours for ours, _ in paired], [theirs for _, theirs in paired]
+    print(f"  all seeds: {paired_difference(mine, others)}", end="")
+    if len(ratios) == len(paired):
+        print(f"; ratio of times {min(ratios):.1f} to {max(ratios):.1f}", end="")
+    memory = statistics.median(o.peak_mb for o in mine) / statistics.median(o.peak_mb for o in others)
+    print(f"; peak memory {memory:.2f} of its")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ class TestBalance:
         ("largest", "remedies"),
         [
             (13, ()),
-            (14, ("fit.imbalance=weights",)),
-            (50, ("fit.imbalance=weights",)),
-            (51, ("fit.imbalance=logit-adjust",)),
+            (14, ("fit.imbalance=logit-adjust",)),
             (200, ("fit.imbalance=logit-adjust",)),
             (201, ("fit.imbalance=logit-adjust", "fit.imbalance=sampler")),
         ],
@@ -72,7 +70,7 @@ class TestBalance:
     def test_remedies_look_at_what_is_trained_on(self) -> None:
         assert of({"a": 10, "b": 10}, test={"a": 500}).remedies == ()
         assert of({"a": 10}, test={"b": 90}).remedies == ()  # no setting trains b
-        assert of({}, test={"a": 30, "b": 10}).remedies == ("fit.imbalance=weights",)
+        assert of({}, test={"a": 30, "b": 10}).remedies == ("fit.imbalance=logit-adjust",)
 
     def test_no_images(self) -> None:
         found = balance([], [], rule=1.3)

@@ -192,7 +192,7 @@ class TestContract:
         content = json.loads((written / "report.json").read_text(encoding="utf-8"))
         assert set(content) == {
             "metrics", "per_class", "confusion", "confused", "mistakes", "dataset", "bundle", "runtime",
-            "split", "seconds", "leaked", "history",
+            "split", "seconds", "leaked", "history", "diagnosis",
         }  # fmt: skip
         assert set(content["metrics"]) == {
             "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "ece",
@@ -318,9 +318,9 @@ class TestPage:
 
 
 class TestWriteReport:
-    def test_leaves_three_files_and_nothing_else(self, written: Path) -> None:
+    def test_leaves_four_files_and_nothing_else(self, written: Path) -> None:
         assert sorted(p.name for p in written.iterdir()) == [
-            "confusion_matrix.png", "report.html", "report.json",
+            "confusion_matrix.png", "reliability.png", "report.html", "report.json",
         ]  # fmt: skip
         with Image.open(written / "confusion_matrix.png") as image:
             image.load()

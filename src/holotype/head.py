@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,9 @@ import torch
 from torch.nn import functional
 
 from holotype.config import FitConfig
-from holotype.metrics import confusion_matrix, log_loss, macro_f1
+from holotype.errors import TrainingError
+from holotype.imbalance import class_weights, settle
+from holotype.metrics import confusion_matrix, expected_calibration_error, log_loss, macro_f1, per_class
 from holotype.policy import Policy, probabilities
 from holotype.preprocess import Pixels
 from holotype.progress import track
@@ -34,9 +36,14 @@ __all__ = [
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+_Loss = Callable[[torch.Tensor], torch.Tensor]
 
 # Strengths of the L2 penalty, from the strongest: each solution starts the next fit.
 _PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
+
+# Changes of the loss at which a fit ends: within 2e-4 of the minimum no penalty's accuracy on validation
+# moves by more than chance; who compares single images wants the minimum itself.
+_GOOD, _EXACT = 3e-5, 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,31 +66,41 @@ class HeadFit:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an epoch is judged by, on validation."""
+    """What an epoch is judged by, on validation: a field for each `fit.metric`."""
 
     log_loss: float
     accuracy: float
+    balanced_accuracy: float
     macro_f1: float
+    weighted_f1: float
+    ece: float
 
 
 def score_logits(logits: Floats, labels: Labels) -> Scores:
     """Scores of `float32[N, C]` logits at temperature 1."""
     chances = probabilities(logits, policy=Policy())
     matrix = confusion_matrix(labels, chances.argmax(axis=1).astype(np.int64), classes=logits.shape[1])
+    by_class = [found for found in per_class(matrix) if found.support]
     return Scores(
         log_loss=log_loss(labels, chances),
         accuracy=float(np.trace(matrix) / matrix.sum()),
+        balanced_accuracy=float(np.mean([found.recall for found in by_class])),
         macro_f1=float(macro_f1(matrix[None])[0]),
+        weighted_f1=float(np.average([f.f1 for f in by_class], weights=[f.support for f in by_class])),
+        ece=expected_calibration_error(labels, chances),
     )
 
 
 def better(new: Scores, old: Scores | None, *, metric: str) -> bool:
-    """Whether `new` beats `old` by `metric`; equal accuracies or F1s are decided by the log loss."""
+    """Whether `new` beats `old` by `metric`: log loss and ECE the lower, the rest the higher.
+
+    What is equal by the metric is decided by the log loss.
+    """
     if old is None:
         return True
-    if metric == "log_loss":
-        return new.log_loss < old.log_loss
     before, after = getattr(old, metric), getattr(new, metric)
+    if metric in ("log_loss", "ece"):
+        before, after = -before, -after
     return bool(after > before or (after == before and new.log_loss < old.log_loss))
 
 
@@ -104,22 +121,34 @@ def extract_features(
 
 
 def fit_head(
-    train: Features, validation: Features, *, classes: int, config: FitConfig, log: RunLog
+    train: Features,
+    validation: Features,
+    *,
+    classes: int,
+    config: FitConfig,
+    log: RunLog,
+    names: Sequence[str] = (),
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> HeadFit:
     """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989) on standardised features.
 
-    Minimises smoothed cross-entropy + l2 / 2 * |W|^2 for each of six l2, and keeps the one that is best on
-    validation by `config.metric`. Standardisation is folded into the returned weight and bias.
+    Minimises the mean loss + l2 / 2 * |W|^2 for each of six l2, and keeps the one that is best on validation
+    by `config.metric`. The loss is that of fine-tuning, with the same remedy against unequal classes; `names`
+    of the classes are needed where `config.focal_alpha` goes by name. `weights: float64[N]` say how often
+    each of N images is shown in an epoch (mirrored twins have those of theirs): here they weigh its loss,
+    which is what drawing comes to in expectation. None is each once, or as the sampler draws.
+    Standardisation is folded into the returned weight and bias.
     """
-    problem = _Standardised.of(train, classes=classes)
+    loss_of = _mean_loss(train.labels, classes=classes, config=config, names=names, weights=weights)
+    problem = _Standardised.of(train, classes=classes, rounded=True)
     best: HeadFit | None = None
     for epoch, l2 in enumerate(_PENALTIES, start=1):
         start = time.perf_counter()
-        loss, norm, logits = _minimise(problem, l2=l2, smoothing=config.label_smoothing)
+        loss, norm, logits = _minimise(problem, loss_of, l2=l2, tolerance=_GOOD)
         folded, offset = problem.folded()
         seen = validation.values @ folded.numpy().T + offset.numpy()
         scores = score_logits(seen, validation.labels)
-        accuracy = float((logits.argmax(1) == problem.targets).float().mean())
+        accuracy = float((logits.argmax(1).numpy() == train.labels).mean())
         log.add(
             {"stage": "head", "epoch": epoch, "l2": l2, "train_loss": loss, "train_accuracy": accuracy,
              "gradient_norm": norm, **validation_columns(scores)},
@@ -139,72 +168,136 @@ def logistic_path(
 
     From the strongest penalty to the weakest, each solution starts the next fit.
     """
-    problem = _Standardised.of(train, classes=classes)
+    problem = _Standardised.of(train, classes=classes, rounded=False)
+    loss_of = _cross_entropy(train.labels, smoothing=smoothing, weights=None)
     for l2 in penalties:
-        _minimise(problem, l2=l2, smoothing=smoothing)
+        _minimise(problem, loss_of, l2=l2, tolerance=_EXACT)
         weight, bias = problem.folded()
         yield inputs @ weight.numpy().T + bias.numpy()
 
 
 def validation_columns(scores: Scores) -> dict[str, float]:
-    return {
-        "validation_loss": scores.log_loss,
-        "validation_accuracy": scores.accuracy,
-        "validation_macro_f1": scores.macro_f1,
-    }
+    """The scores under their names in `metrics.csv`."""
+    return {f"validation_{'loss' if k == 'log_loss' else k}": v for k, v in asdict(scores).items()}
+
+
+def _mean_loss(
+    labels: Labels,
+    *,
+    classes: int,
+    config: FitConfig,
+    names: Sequence[str],
+    weights: npt.NDArray[np.float64] | None,
+) -> _Loss:
+    """The loss that `config` asks for, of the logits of all images with `labels`."""
+    counts = np.bincount(labels, minlength=classes)
+    remedy = settle(config.imbalance, counts)
+    if weights is not None:
+        weights = np.tile(weights, len(labels) // len(weights))
+    elif remedy == "sampler":
+        weights = class_weights(counts)[labels]
+    if remedy in ("none", "sampler"):
+        return _cross_entropy(labels, smoothing=config.label_smoothing, weights=weights)
+    # Not at the top: it opens the room of the loop, which imports this one.
+    from holotype.fit.loss import criterion
+
+    if isinstance(config.focal_alpha, dict) and not names:
+        raise AssertionError("weights by name need the names")
+    losses = criterion(
+        config, imbalance=remedy, counts=counts, classes=tuple(names), device=torch.device("cpu")
+    )
+    targets = functional.one_hot(torch.from_numpy(labels), classes).float()
+    shown = torch.ones(len(labels)) if weights is None else torch.from_numpy(weights).float()
+    return lambda logits: (losses(logits, targets) * shown).mean()
+
+
+def _cross_entropy(labels: Labels, *, smoothing: float, weights: npt.NDArray[np.float64] | None) -> _Loss:
+    """As the criterion without a remedy, without the N x C targets that it would need."""
+    targets = torch.from_numpy(labels)
+    if weights is None:
+        return lambda logits: functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    shown = torch.from_numpy(weights).float()
+    return lambda logits: (
+        functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none") * shown
+    ).mean()
 
 
 @dataclass(frozen=True)
 class _Standardised:
-    """Features of mean 0 and deviation 1, their targets, and the head that is fitted to them in place."""
+    """Features of mean 0 and deviation 1, and the head that is fitted to them in place.
+
+    With a triangle R what is fitted is `free = W R`, else W itself. R R' is the correlation + 1: features say
+    much the same as each other, and in these coordinates the loss is rounder. Down the whole path of
+    penalties that takes half the evaluations; it does not pay for the strong ones alone.
+    """
 
     mean: Floats
     scale: Floats
     inputs: torch.Tensor
-    targets: torch.Tensor
-    weight: torch.Tensor
+    triangle: torch.Tensor | None
+    free: torch.Tensor
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, features: Features, *, classes: int) -> _Standardised:
+    def of(cls, features: Features, *, classes: int, rounded: bool) -> _Standardised:
         mean, scale = features.values.mean(axis=0), features.values.std(axis=0) + 1e-6
+        if not np.isfinite(scale).all():
+            raise TrainingError(
+                "the backbone answers with what is no number", fix="check the file of model.weights"
+            )
+        inputs = torch.from_numpy((features.values - mean) / scale)
+        count, width = inputs.shape
+        triangle = torch.linalg.cholesky(inputs.T @ inputs / count + torch.eye(width)) if rounded else None
         return cls(
             mean,
             scale,
-            torch.from_numpy((features.values - mean) / scale),
-            torch.from_numpy(features.labels),
-            torch.zeros(classes, features.values.shape[1], requires_grad=True),
+            inputs,
+            triangle,
+            torch.zeros(classes, width, requires_grad=True),
             torch.zeros(classes, requires_grad=True),
         )
 
+    def weight(self) -> torch.Tensor:
+        """`float32[C, D]`, of standardised features."""
+        if self.triangle is None:
+            return self.free
+        weight: torch.Tensor = torch.linalg.solve_triangular(
+            self.triangle, self.free, upper=False, left=False
+        )
+        return weight
+
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias for features as they come."""
-        weight = self.weight.detach() / torch.from_numpy(self.scale)
+        weight = self.weight().detach() / torch.from_numpy(self.scale)
         return weight, self.bias.detach() - weight @ torch.from_numpy(self.mean)
 
 
-def _minimise(problem: _Standardised, *, l2: float, smoothing: float) -> tuple[float, float, torch.Tensor]:
-    """Run L-BFGS in place; returns the cross-entropy, the final gradient norm, and the logits."""
-    inputs, targets, weight, bias = problem.inputs, problem.targets, problem.weight, problem.bias
+def _minimise(
+    problem: _Standardised, loss_of: _Loss, *, l2: float, tolerance: float
+) -> tuple[float, float, torch.Tensor]:
+    """Run L-BFGS in place, until a step changes the loss by less than `tolerance`.
+
+    Returns the loss without the penalty, the final norm of the gradient by what is fitted, and the logits.
+    """
+    free, bias = problem.free, problem.bias
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=60, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        [free, bias], max_iter=60, tolerance_change=tolerance, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(inputs @ weight.T + bias, targets, label_smoothing=smoothing)
-        loss = loss + l2 / 2 * weight.square().sum()
+        weight = problem.weight()
+        loss = loss_of(problem.inputs @ weight.T + bias) + l2 / 2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     closure()
-    gradients = [parameter.grad for parameter in (weight, bias) if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in (free, bias) if parameter.grad is not None]
     norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
     with torch.no_grad():
-        logits = inputs @ weight.T + bias
-        loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-    return float(loss), norm, logits
+        logits = problem.inputs @ problem.weight().T + bias
+        return float(loss_of(logits)), norm, logits
 
 
 def batches_of(rows: Labels, *, size: int) -> Iterator[Labels]:

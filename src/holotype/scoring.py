@@ -14,7 +14,15 @@ from holotype.errors import DatasetError
 from holotype.metrics import Predictions
 from holotype.predictor import Predictor
 from holotype.progress import track
-from holotype.report import BundleSummary, DatasetSummary, Report, UnreadableFile, build_report, write_report
+from holotype.report import (
+    BundleSummary,
+    DatasetSummary,
+    Finding,
+    Report,
+    UnreadableFile,
+    build_report,
+    write_report,
+)
 from holotype.runlog import Row
 
 __all__ = ["choose_split", "evaluate_split", "score"]
@@ -66,6 +74,7 @@ def evaluate_split(
     folder: Path,
     started: float,
     history: Sequence[Row] = (),
+    diagnosis: Sequence[Finding] = (),
 ) -> Report:
     """Score a split and write report.json, report.html and confusion_matrix.png into `folder`.
 
@@ -89,6 +98,7 @@ def evaluate_split(
         seconds=time.perf_counter() - started,
         leaked=read_leaks(cache_folder(dataset.source), dataset.root_hash, split),
         history=history,
+        diagnosis=diagnosis,
     )
 
     write_report(folder, report, predictions=predictions, thumbnail=thumbnailer(dataset))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from holotype.config import Setting
     from holotype.convert import Converted
     from holotype.demo import Demo
+    from holotype.explain import Explanation
+    from holotype.hard_samples import HardSamples
     from holotype.predictor import Prediction
     from holotype.report import Report
+    from holotype.tune import TuneResult
 
 __all__ = [
     "prediction_lines",
@@ -31,10 +36,13 @@ __all__ = [
     "show_audit",
     "show_converted",
     "show_demo",
+    "show_explanation",
+    "show_hard_samples",
     "show_models",
     "show_plan",
     "show_report",
     "show_settings",
+    "show_tune",
 ]
 
 _NAMES = {
@@ -45,6 +53,7 @@ _NAMES = {
     "log_loss": "log loss",
     "ece": "calibration error",
 }
+_TRIALS = 20
 _SHARES = frozenset(_NAMES) - {"log_loss"}
 _COEFFICIENTS = {
     "agreement": "raw agreement",
@@ -73,7 +82,24 @@ def show_report(report: Report, folder: Path) -> None:
         console.print(f"{report.leaked.images} of them have a copy in an earlier split{without}")
     for pair in report.confused[:3]:
         console.print(f"{pair.label} taken for {pair.predicted}: {pair.count}", markup=False)
+    _show_diagnosis(report, console)
     console.print(f"bundle  {report.bundle.path}\nreport  {folder / 'report.html'}", markup=False)
+    if report.confused:
+        target = f"{shlex.quote(report.bundle.path)} --data {shlex.quote(report.dataset.path)}"
+        for line in (f"explain {target} --split {report.split}", f"hard-samples {target}"):
+            console.print(f"next    holotype {line}", markup=False, soft_wrap=True)
+
+
+def _show_diagnosis(report: Report, console: Console) -> None:
+    """Every finding with its evidence and the settings that address it."""
+    if report.diagnosis:
+        console.print("diagnosis of the training")
+    for finding in report.diagnosis:
+        console.print(
+            f"{finding.severity:<8} {finding.name}: {finding.evidence}", markup=False, soft_wrap=True
+        )
+        for setting in finding.settings:
+            console.print(f"         --set {setting}", markup=False, soft_wrap=True)
 
 
 def show_demo(demo: Demo) -> None:
@@ -228,6 +254,72 @@ def show_applied(result: Applied) -> None:
         f"revision {result.revision}: {len(result.changed)} relabelled, {len(result.dropped)} left out,"
         f" {result.unchanged} decided to be as they are, {result.skipped} left open"
     )
+
+
+def show_explanation(result: Explanation) -> None:
+    """The confused classes or the images that were explained, and where the page is."""
+    console = _console()
+    for pair in result.pairs:
+        for i, count in enumerate(pair.counts):
+            line = f"{pair.classes[i]} taken for {pair.classes[1 - i]}: {count} of {pair.images[i]}"
+            console.print(line, markup=False)
+    for shown in result.named:
+        two = "  ".join(f"{part.label} {part.probability:.1%}" for part in shown.evidence)
+        console.print(f"{two}  {shown.path}", markup=False, soft_wrap=True)
+    for file in result.unreadable:
+        console.print(f"{file.path}: {file.error}", markup=False, soft_wrap=True)
+    console.print(f"page     {result.page}\npicture  {result.picture}", markup=False, soft_wrap=True)
+
+
+def show_hard_samples(result: HardSamples) -> None:
+    """The hardest images with the labels of their neighbours, and what to do with the list."""
+    console = _console()
+    for sample in result.samples[:10]:
+        near = ", ".join(neighbour.label for neighbour in sample.neighbours)
+        said = f"{sample.label} called {sample.predicted}, near {near}"
+        console.print(f"{sample.loss:.2f}  {said}  {sample.path}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(result.samples):,} hardest of {result.images:,} images of {result.split}\n"
+        f"list     {result.file}\npage     {result.page}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if result.split == "test":
+        console.print("what is trained on because of test images makes the accuracy on them too good")
+    if result.training_images:
+        command = f"holotype train {shlex.quote(result.dataset)} --focus {shlex.quote(result.file)}"
+        console.print(f"next     {command}", markup=False, soft_wrap=True)
+
+
+def show_tune(result: TuneResult) -> None:
+    """The trials, the best first, and what to do with the best settings."""
+    from holotype.tune.results import short_names, shown, shown_value
+
+    console = _console()
+    rows = result.trials[:_TRIALS]
+    names = short_names(list(dict.fromkeys(key for row in rows for key in row.params)))
+    cells = [{names[key]: shown(label) for key, label in row.params.items()} for row in rows]
+    widths = {name: max(len(name), *(len(row.get(name, "")) for row in cells)) for name in names.values()}
+    apart = sum(widths.values()) + 2 * len(widths) + 50 <= console.width
+    settings = tuple(widths) if apart else ("settings",)
+    titles = ("trial", result.metric.replace("_", " "), *settings, "epochs", "seconds", "state")
+    table = _table(*titles, left=("settings", "state"))
+    for row, own in zip(rows, cells, strict=True):
+        listed = ", ".join(f"{name} {text}" for name, text in own.items())
+        texts = [own.get(name, "") for name in widths] if apart else [listed]
+        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+        value = shown_value(row.value, result.metric)
+        table.add_row(str(row.number), value, *map(escape, texts), str(row.epochs), seconds, row.state)
+    console.print(table)
+    if len(result.trials) > _TRIALS:
+        console.print(f"… and {len(result.trials) - _TRIALS} more")
+    console.print(f"trials   {result.folder / 'trials.csv'}", markup=False, soft_wrap=True)
+    if result.report is not None:
+        console.print(f"report   {result.report}", markup=False, soft_wrap=True)
+    if result.interrupted:
+        console.print("interrupted: the same command goes on with the study")
+    if result.next_command is not None:
+        console.print(f"next     {result.next_command}", markup=False, soft_wrap=True)
 
 
 def prediction_lines(predictions: Iterable[Prediction], *, style: str) -> Iterable[str]:

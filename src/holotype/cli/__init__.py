@@ -1,4 +1,4 @@
-"""The command line: `model_verbs.py` and `data_verbs.py` hold the verbs, `options.py` what they share."""
+"""The command line: `..._verb.py` and `..._verbs.py` hold the verbs, `options.py` what they share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from holotype.cli import data_verbs, model_verbs
+from holotype.cli import data_verbs, insight_verbs, model_verbs, tune_verb
 
 __all__ = ["app", "main", "run"]
 
@@ -22,6 +22,8 @@ app = typer.Typer(
 app.add_typer(data_verbs.app)
 app.add_typer(data_verbs.agree, name="agree")
 app.add_typer(model_verbs.app)
+app.add_typer(insight_verbs.app)
+app.add_typer(tune_verb.app)
 
 
 def main() -> None:

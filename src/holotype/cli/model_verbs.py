@@ -12,7 +12,6 @@ import typer
 
 from holotype.cli.options import (
     SECTIONS,
-    Data,
     Debug,
     Device,
     Json,
@@ -75,8 +74,11 @@ def demo(
 
 @app.command()
 def train(
-    data: Data,
     *,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATA]", help="a folder of classes or annotations, a CSV or JSON file"),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="name of the run; default: that of the data")
     ] = None,
@@ -85,7 +87,13 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="a timm architecture")] = None,
     weights: Annotated[str | None, typer.Option("--weights", help="auto, none, or a file")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="seed of everything random")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="go on with an interrupted or killed run")
+    ] = None,
+    focus: Annotated[
+        Path | None,
+        typer.Option("--focus", metavar="FILE", help="images to draw more often, as of hard-samples"),
+    ] = None,
     cache_limit: Annotated[
         float | None,
         typer.Option("--cache-limit", metavar="GB", help="pixel cache; default: a fifth of the free disk"),
@@ -106,26 +114,35 @@ def train(
             {
                 "preset": preset,
                 "model": {"name": model, "weights": weights},
-                "fit": {"seed": seed},
+                "fit": {"focus": None if focus is None else str(focus)},
                 "data": {"cache_limit_gb": cache_limit},
             }
         )
+        if resume is not None and (flags or settings or recipe or name):
+            raise ConfigError(
+                "a resumed run keeps its settings",
+                where=f"--resume {resume}",
+                fix="leave the other flags out",
+            )
         config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags)
         need_training_libraries("training")
         from holotype import terminal
         from holotype.train import train as run
 
-        result = run(data, name=name, config=config, runs=runs, device=device)
-        output.show(
-            {
-                "run": str(result.folder),
-                "bundle": {"path": str(result.best), "hash": result.bundle.hash},
-                "interrupted": result.interrupted,
-                "parity": dataclasses.asdict(result.parity),
-                "report": result.report.model_dump(mode="json"),
-            },
-            lambda: terminal.show_report(result.report, result.folder),
+        result = run(
+            data, name=name, config=None if resume else config, runs=runs, device=device, resume=resume
         )
+        if result.first:
+            output.show(
+                {
+                    "run": str(result.folder),
+                    "bundle": {"path": str(result.best), "hash": result.bundle.hash},
+                    "interrupted": result.interrupted,
+                    "parity": dataclasses.asdict(result.parity),
+                    "report": result.report.model_dump(mode="json"),
+                },
+                lambda: terminal.show_report(result.report, result.folder),
+            )
     if result.interrupted:
         raise typer.Exit(130)
 

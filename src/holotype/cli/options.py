@@ -71,8 +71,11 @@ class Output:
 
 SECTIONS = {
     "train": ("holotype.config", "TrainConfig"),
+    "tune": ("holotype.config", "TuneConfig"),
     "evaluate": ("holotype.config", "EvaluateConfig"),
     "predict": ("holotype.config", "PredictConfig"),
+    "explain": ("holotype.config", "ExplainConfig"),
+    "hard-samples": ("holotype.config", "HardSamplesConfig"),
     "export": ("holotype.config", "ExportConfig"),
     "serve": ("holotype.serve", "ServeSettings"),
     "audit": ("holotype.config", "AuditConfig"),
@@ -87,7 +90,7 @@ def verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[Output]:
     """Apply the global flags, and turn errors into one line and an exit code."""
     from holotype.progress import quiet as quiet_flag
 
-    quiet_flag.set(quiet)
+    before = quiet_flag.set(quiet)
     try:
         yield Output(as_json)
     except HolotypeError as error:
@@ -115,6 +118,8 @@ def verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[Output]:
         place = f"{error.filename}: " if error.filename else ""
         typer.echo(f"holotype: {place}{error.strerror or error}; check permissions and free disk", err=True)
         raise typer.Exit(1) from None
+    finally:
+        quiet_flag.reset(before)
 
 
 def need_training_libraries(purpose: str) -> None:

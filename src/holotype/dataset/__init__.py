@@ -2,6 +2,7 @@
 
 from holotype.dataset.index import (
     Dataset,
+    Instead,
     Unreadable,
     index_dataset,
     margin_shape,
@@ -15,6 +16,7 @@ from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
 __all__ = [
     "SPLITS",
     "Dataset",
+    "Instead",
     "Listing",
     "Problem",
     "Record",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
 from holotype.dataset.listing import SPLITS, Problem, Split, file_and_region, problems_error
 from holotype.dataset.revisions import revise
-from holotype.dataset.scan import decode_files
+from holotype.dataset.scan import decode_files, decode_now
 from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
 from holotype.dataset.store import Shape, Store, cache_folder
@@ -27,9 +28,20 @@ from holotype.errors import DatasetError
 from holotype.preprocess import Limits, Pixels, Preprocess, read_full
 from holotype.progress import note
 
-__all__ = ["Dataset", "Unreadable", "index_dataset", "margin_shape", "open_dataset", "recorded_source"]
+__all__ = [
+    "Dataset",
+    "Instead",
+    "Unreadable",
+    "index_dataset",
+    "margin_shape",
+    "open_dataset",
+    "recorded_source",
+]
 
 Rows = npt.NDArray[np.int64]
+
+Instead = Callable[[int, str], int]
+"""A row that cannot be read and why → the row to show instead; raises where that goes too far."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +141,14 @@ class Dataset:
         """The size of the model's input."""
         return Shape(self.spec.height, self.spec.width)
 
-    def pixels(self, batches: Iterable[Rows], *, shape: Shape | None = None) -> Iterator[Pixels]:
+    def pixels(
+        self, batches: Iterable[Rows], *, shape: Shape | None = None, instead: Instead | None = None
+    ) -> Iterator[Pixels]:
         """`uint8[N, H, W, 3]` for each batch of rows: from the cache, or else decoded by worker processes.
 
-        `shape` is a cached view other than the exact one (see `margin_shape`).
+        `shape` is a cached view other than the exact one (see `margin_shape`). A file that could be read when
+        the dataset was indexed and no longer can is a `DatasetError`, or is shown as the row that
+        `instead(row, error)` names.
         """
         wanted = shape or self.exact
         store = self.stores.get(wanted)
@@ -142,30 +158,48 @@ class Dataset:
                 # Mapped anew for each batch: pages that were read do not add up in the process's memory.
                 yield store.open()[place[rows]]
             return
-        yield from self._partly_cached(list(batches), wanted, store, self.contents)
+        yield from self._partly_cached(list(batches), wanted, store, instead)
 
     def _partly_cached(
-        self, batches: Sequence[Rows], shape: Shape, store: Store | None, digests: Sequence[str]
+        self, batches: Sequence[Rows], shape: Shape, store: Store | None, instead: Instead | None
     ) -> Iterator[Pixels]:
         rows_of = store.rows if store is not None else {}
         memory = store.open() if store is not None else None
-        missing = [[int(row) for row in rows if digests[row] not in rows_of] for rows in batches]
-        names = self.table["path"].to_list()
-        decoded = decode_files(
-            ([str(self.root / names[row]) for row in rows] for rows in missing if rows),
-            spec=self.spec,
-            limits=self.limits,
-            height=shape.height,
-            width=shape.width,
-        )
-        for rows, lacking in zip(batches, missing, strict=True):
+        lacking = [np.array([self.contents[row] not in rows_of for row in rows]) for rows in batches]
+        wanted = [rows[absent] for rows, absent in zip(batches, lacking, strict=True)]
+        decoded = decode_files((self._files(rows) for rows in wanted if len(rows)), **self._decoding(shape))
+        for rows, absent, missing in zip(batches, lacking, wanted, strict=True):
             batch = np.empty((len(rows), shape.height, shape.width, 3), dtype=np.uint8)
-            cached = np.array([digests[row] in rows_of for row in rows])
-            if memory is not None and cached.any():
-                batch[cached] = memory[[rows_of[digests[row]] for row in rows[cached]]]
-            if lacking:
-                batch[~cached] = next(decoded)
+            if memory is not None and not absent.all():
+                batch[~absent] = memory[[rows_of[self.contents[row]] for row in rows[~absent]]]
+            if len(missing):
+                fresh = next(decoded)
+                for place, error in fresh.errors.items():
+                    fresh.pixels[place] = self._replacement(int(missing[place]), error, shape, instead)
+                batch[absent] = fresh.pixels
             yield batch
+
+    def _replacement(self, row: int, error: str, shape: Shape, instead: Instead | None) -> Pixels:
+        """The pixels of the row that is to be shown instead of a broken one, or of the one after it."""
+        if instead is None:
+            raise DatasetError(
+                f"was readable when the dataset was indexed and is no more ({error})",
+                where=self.file(self.paths(np.array([row]))[0]),
+                fix="restore the file, or run again to index the dataset anew",
+            )
+        while True:
+            row = instead(row, error)
+            decoded = decode_now(self._files(np.array([row])), **self._decoding(shape))
+            if not decoded.errors:
+                pixels: Pixels = decoded.pixels[0]
+                return pixels
+            error = decoded.errors[0]
+
+    def _files(self, rows: Rows) -> list[str]:
+        return [str(self.root / path) for path in self.paths(rows)]
+
+    def _decoding(self, shape: Shape) -> dict[str, Any]:
+        return {"spec": self.spec, "limits": self.limits, "height": shape.height, "width": shape.width}
 
 
 def margin_shape(size: Shape, *, crop: float) -> Shape:

@@ -17,7 +17,7 @@ from holotype.errors import DatasetError, ImageError
 from holotype.preprocess import Box, Facts, Limits, Pixels, Preprocess, facts, read_views
 from holotype.runtime import available_cores
 
-__all__ = ["Scanned", "View", "decode_files", "in_workers", "scan_files"]
+__all__ = ["Decoded", "Scanned", "View", "decode_files", "decode_now", "in_workers", "scan_files"]
 
 _CHUNK = 16
 """Files per task: large enough to hide the cost of a task, small enough to keep all workers busy."""
@@ -94,12 +94,25 @@ def scan_files(
         yield from results
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A batch `uint8[N, H, W, 3]`, and by place in it why an example could not be read; its pixels are 0."""
+
+    pixels: Pixels
+    errors: dict[int, str]
+
+
 def decode_files(
     batches: Iterable[Sequence[str]], *, spec: Preprocess, limits: Limits, height: int, width: int
-) -> Iterator[Pixels]:
+) -> Iterator[Decoded]:
     """Decode batches of examples to `uint8[N, height, width, 3]`, a few ahead, in worker processes."""
     tasks = ((tuple(files), spec, limits, height, width) for files in batches)
     yield from in_workers(_decode_batch, tasks)
+
+
+def decode_now(files: Sequence[str], *, spec: Preprocess, limits: Limits, height: int, width: int) -> Decoded:
+    """As `decode_files`, one batch in this process."""
+    return _decode_batch((tuple(files), spec, limits, height, width))
 
 
 def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
@@ -179,19 +192,17 @@ def _size(whole: Facts, region: Box | None) -> tuple[int, int]:
     return max(round(width), 1), max(round(height), 1)
 
 
-def _decode_batch(task: tuple[tuple[str, ...], Preprocess, Limits, int, int]) -> Pixels:
+def _decode_batch(task: tuple[tuple[str, ...], Preprocess, Limits, int, int]) -> Decoded:
     names, spec, limits, height, width = task
-    batch = np.empty((len(names), height, width, 3), dtype=np.uint8)
-    for row, name in enumerate(names):
+    batch = np.zeros((len(names), height, width, 3), dtype=np.uint8)
+    errors = {}
+    for place, name in enumerate(names):
         file, region = file_and_region(name)
         try:
             data = Path(file).read_bytes()
-            views = read_views(data, spec=spec, sizes=((height, width),), region=region, limits=limits)
+            (batch[place],) = read_views(
+                data, spec=spec, sizes=((height, width),), region=region, limits=limits
+            )
         except (OSError, ImageError) as error:
-            raise DatasetError(
-                f"was readable when the dataset was indexed and is no more ({error})",
-                where=file,
-                fix="restore the file, or run again to index the dataset anew",
-            ) from error
-        batch[row] = views[0]
-    return batch
+            errors[place] = str(error)
+    return Decoded(batch, errors)

@@ -17,6 +17,8 @@ from holotype.report.contract import (
     Confusion,
     DatasetSummary,
     Estimate,
+    Fault,
+    Finding,
     HistoryRow,
     Leaked,
     Metrics,
@@ -37,6 +39,8 @@ __all__ = [
     "Confusion",
     "DatasetSummary",
     "Estimate",
+    "Fault",
+    "Finding",
     "HistoryRow",
     "Leaked",
     "Metrics",
@@ -57,8 +61,9 @@ __all__ = [
 
 
 def write_report(folder: Path, report: Report, *, predictions: Predictions, thumbnail: Thumbnail) -> None:
-    """Write `report.json`, `confusion_matrix.png` and a self-contained `report.html` to `folder`.
+    """Write `report.json`, a self-contained `report.html` and its two main figures to `folder`.
 
+    These are `confusion_matrix.png` and `reliability.png`.
     `predictions` are those `report` was built from. `thumbnail` gives PNG or JPEG bytes for one of their
     paths, or None. `MissingExtraError` where matplotlib or Jinja2 is missing, but after writing the JSON.
     """
@@ -70,6 +75,7 @@ def write_report(folder: Path, report: Report, *, predictions: Predictions, thum
         figures = _draw(Path(scratch), report, predictions=predictions)
         write_page(folder / "report.html", report, figures=figures, thumbnail=thumbnail)
         _publish(figures["confusion"], folder / "confusion_matrix.png")
+        _publish(figures["reliability"], folder / "reliability.png")
 
 
 def _draw(folder: Path, report: Report, *, predictions: Predictions) -> dict[str, Path]:

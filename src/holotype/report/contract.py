@@ -25,6 +25,8 @@ __all__ = [
     "Confusion",
     "DatasetSummary",
     "Estimate",
+    "Fault",
+    "Finding",
     "HistoryRow",
     "Leaked",
     "Metrics",
@@ -42,6 +44,18 @@ _MISTAKES = 24
 
 HistoryRow = dict[str, float | int | str]
 Split = Literal["train", "validation", "test"]
+Fault = Literal[
+    "overfitting",
+    "underfitting",
+    "learning-rate-high",
+    "learning-rate-low",
+    "exploding-gradients",
+    "vanishing-gradients",
+    "dead-layer",
+    "norm-mismatch",
+    "label-noise",
+    "input-bound",
+]
 
 
 class _Part(BaseModel):
@@ -143,13 +157,27 @@ class Leaked(_Part):
     accuracy_without: Estimate | None
 
 
+class Finding(_Part):
+    """What held a run back: the numbers that show it, what they mean, and settings that address it.
+
+    A `warning` costs accuracy or time, a `note` may. `settings` are assignments for `train --set` with values
+    that follow from the run's own, the first choice first.
+    """
+
+    name: Fault
+    severity: Literal["warning", "note"]
+    evidence: Text
+    meaning: Text
+    settings: tuple[Text, ...] = ()
+
+
 class Report(_Part):
     """Contents of `report.json`.
 
     `mistakes` holds up to 24 wrong answers, the most certain first; `confused` up to 12 pairs, the most
     frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is the
     time from the start of the command to this report. `leaked` is None where exactly this dataset was not
-    audited.
+    audited. `diagnosis` is of the training in `history`, warnings first.
     """
 
     metrics: Metrics
@@ -164,6 +192,7 @@ class Report(_Part):
     seconds: Annotated[float, Field(ge=0)]
     leaked: Leaked | None = None
     history: tuple[HistoryRow, ...] = ()
+    diagnosis: tuple[Finding, ...] = ()
 
     @property
     def images(self) -> int:
@@ -181,6 +210,7 @@ def build_report(
     seconds: float,
     leaked: Collection[str] | None = None,
     history: Iterable[Mapping[str, float | int | str]] = (),
+    diagnosis: Iterable[Finding] = (),
 ) -> Report:
     """Measure `predictions`; the same input gives the same report. `DatasetError` where there are none.
 
@@ -215,6 +245,7 @@ def build_report(
         seconds=seconds,
         leaked=None if leaked is None else _leaked(predictions, leaked),
         history=tuple(dict(row) for row in history),
+        diagnosis=tuple(diagnosis),
     )
 
 

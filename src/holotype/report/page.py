@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from holotype.report.contract import ClassScore, ConfusedPair, Estimate, Report
+from holotype.report.contract import ClassScore, ConfusedPair, Estimate, Fault, Report
 from holotype.report.render import data_uri, write_html
 
 __all__ = ["Thumbnail", "write_page"]
@@ -27,6 +27,20 @@ _MEANINGS = {
     "weighted_f1": ("Weighted F1", "mean F1 over classes, weighted by their images"),
     "log_loss": ("Log loss", "mean of −ln p(true class), in nats; lower is better"),
     "ece": ("Calibration error", "mean gap between confidence and accuracy (ECE); lower is better"),
+}
+
+
+_FAULTS: dict[Fault, str] = {
+    "overfitting": "Overfitting",
+    "underfitting": "Underfitting",
+    "learning-rate-high": "Learning rate too high",
+    "learning-rate-low": "Learning rate too low",
+    "exploding-gradients": "Exploding gradients",
+    "vanishing-gradients": "Vanishing gradients",
+    "dead-layer": "Dead layer",
+    "norm-mismatch": "Batch-norm statistics do not fit",
+    "label-noise": "Wrong labels",
+    "input-bound": "Waiting for data",
 }
 
 
@@ -90,6 +104,8 @@ def _tables(report: Report) -> dict[str, Any]:
             _MetricRow(title, meaning, getattr(report.metrics, name), share=name != "log_loss")
             for name, (title, meaning) in _MEANINGS.items()
         ],
+        "faults": _FAULTS,
+        "trained": any(row.get("stage") != "head" for row in report.history),
         "pairs": _pairs(report),
         "classes": _class_rows(report),
         "splits": splits,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,24 +109,32 @@ def reliability_png(predictions: Predictions, file: Path, *, theme: Theme = LIGH
 
 
 def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIGHT) -> bool:
-    """Curves of `train_loss`, `validation_loss`, `validation_accuracy` and `validation_macro_f1`.
+    """Curves of loss and validation scores; beneath them accuracy, gradient norm and rate of the last stage.
 
     One row per epoch, in order; runs of the same `stage` are marked. Columns that are missing are left out;
     False and no file where nothing is left to draw.
     """
-    curves = {name: _column(history, name) for name in (*_LOSSES, *_SCORES)}
-    curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
-    panels = [names for names in (_LOSSES, _SCORES) if any(name in curves for name in names)]
-    if not panels:
+    large = _panels(history, _LARGE)
+    small = _panels(_last_stage(history), _SMALL)
+    if not large:
         return False
-    figure = _figure(10.4 if len(panels) == 2 else 5.4, 3.9, theme=theme)
-    for number, names in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        _curves(axes, {name: curves[name] for name in names if name in curves}, theme=theme, names=names)
+    width = 10.4 if max(len(large), len(small)) > 1 else 5.4
+    figure = _figure(width, 3.9 + (2.9 if small else 0), theme=theme)
+    parts = figure.subfigures(1 + bool(small), 1, height_ratios=(3.9, 2.9)[: 1 + bool(small)], squeeze=False)
+    for number, (names, curves) in enumerate(large):
+        axes = parts[0, 0].add_subplot(1, len(large), number + 1)
+        _curves(axes, curves, theme=theme, names=names)
         _mark_stages(axes, [str(row.get("stage", "")) for row in history], theme=theme)
-        title = "Loss" if names is _LOSSES else _best(curves)
+        title = "Loss" if names is _LOSSES else _best(curves, history)
         axes.set_title(title, loc="left", **_title(theme) | {"pad": 22})
-    figure.subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.13, wspace=0.16)
+    parts[0, 0].subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.13, wspace=0.16)
+    for number, (names, curves) in enumerate(small):
+        axes = parts[1, 0].add_subplot(1, len(small), number + 1)
+        _curves(axes, curves, theme=theme, names=names)
+        axes.set_title(_SMALL[names], loc="left", **_title(theme) | {"fontsize": 10})
+        parts[1, 0].subplots_adjust(left=0.07, right=0.98, top=0.86, bottom=0.18, wspace=0.22)
+    for part in parts.flat:
+        part.set_facecolor(theme.paper)
     _save(figure, file, theme=theme)
     return True
 
@@ -381,17 +389,43 @@ def _wilson(share: Floats, count: npt.NDArray[np.int64]) -> tuple[Floats, Floats
 
 # --- training curves --------------------------------------------------------------------------------------
 
-_LOSSES = {"train_loss": "train", "validation_loss": "validation"}
-_SCORES = {"validation_macro_f1": "macro F1", "validation_accuracy": "accuracy"}
+# By column: its name in the legend.
+_Names = tuple[tuple[str, str], ...]
+_LOSSES: _Names = (("train_loss", "train"), ("validation_loss", "validation"))
+_SCORES: _Names = (("validation_macro_f1", "macro F1"), ("validation_accuracy", "accuracy"))
+_GAP: _Names = (("train_accuracy", "train"), ("validation_accuracy", "validation"))
+_NORM: _Names = (("gradient_norm", "gradient norm"),)
+_RATE: _Names = (("learning_rate", "learning rate"),)
+_LARGE = (_LOSSES, _SCORES)
+_SMALL = {_GAP: "Accuracy", _NORM: "Gradient norm", _RATE: "Learning rate"}
 
 
-def _best(curves: Mapping[str, Floats]) -> str:
-    """Title of the panel of scores: the best accuracy and its epoch."""
+def _panels(
+    history: Sequence[HistoryRow], panels: Iterable[_Names]
+) -> list[tuple[_Names, dict[str, Floats]]]:
+    """The panels that have a curve, each with its curves by column."""
+    found: list[tuple[_Names, dict[str, Floats]]] = []
+    for names in panels:
+        curves = {name: _column(history, name) for name, _ in names}
+        curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
+        found += [(names, curves)] if curves else []
+    return found
+
+
+def _last_stage(history: Sequence[HistoryRow]) -> list[HistoryRow]:
+    """The rows of the stage that came last."""
+    return [row for row in history if row.get("stage") == history[-1].get("stage")]
+
+
+def _best(curves: Mapping[str, Floats], history: Sequence[HistoryRow]) -> str:
+    """Title of the panel of scores, with the best accuracy and its epoch."""
     accuracy = curves.get("validation_accuracy")
     if accuracy is None:
         return "Validation"
-    row = int(np.nanargmax(accuracy))
-    return f"Validation, best accuracy {100 * accuracy[row]:.1f} % at epoch {row + 1}"
+    best = int(np.nanargmax(accuracy))
+    epoch, stage = history[best].get("epoch", best + 1), history[best].get("stage")
+    where = f"{stage} epoch {epoch}" if stage else f"epoch {epoch}"
+    return f"Validation, best {100 * accuracy[best]:.1f} % at {where}"
 
 
 def _column(history: Sequence[HistoryRow], name: str) -> Floats:
@@ -405,24 +439,28 @@ def _column(history: Sequence[HistoryRow], name: str) -> Floats:
     return values
 
 
-def _curves(axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: Mapping[str, str]) -> None:
-    colours = dict(zip(names, (theme.other, theme.right[1]), strict=True))
-    for name, values in curves.items():
+def _curves(axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: _Names) -> None:
+    first, last = names[0][0], names[-1][0]
+    for name, label in names:
+        if name not in curves:
+            continue
+        values = curves[name]
         axes.plot(
             np.arange(1, len(values) + 1),
             values,
-            color=colours[name],
-            linestyle="-" if colours[name] == theme.right[1] else (0, (5, 1.6)),
+            color=theme.right[1] if name == last else theme.other,
+            linestyle="-" if name == last else (0, (5, 1.6)),
             marker="o" if len(values) <= 40 else "",
             markersize=4,
             linewidth=1.8,
-            label=names[name],
+            label=label,
         )
     axes.set_xlim(0.5, len(next(iter(curves.values()))) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    _tidy(axes, theme=theme, percent="y" if names is _SCORES else "")
+    _tidy(axes, theme=theme, percent="y" if names in (_SCORES, _GAP) else "")
     axes.set_xlabel("epoch", color=theme.soft, fontsize=9)
-    axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+    if first != last:
+        axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
 
 
 def _mark_stages(axes: Axes, stages: Sequence[str], *, theme: Theme) -> None:

@@ -1,0 +1,170 @@
+"""How settings come together: defaults, presets, recipe files and dotted overrides.
+
+A value comes from, weakest first: the defaults of the sections, the preset, the recipe file,
+`--set section.key=value` and flags. Python calls use the same models. An unknown key is an error that names
+the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from holotype.config.training import PRESETS
+from holotype.errors import ConfigError
+
+__all__ = [
+    "Setting",
+    "merge",
+    "parse_assignments",
+    "read_recipe",
+    "resolve_config",
+    "settings_of",
+    "to_yaml",
+]
+
+Section = TypeVar("Section", bound=BaseModel)
+
+_TAGGED = ("optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key for `holotype config VERB`."""
+
+    key: str
+    type: str
+    default: str
+    meaning: str
+
+
+def resolve_config(
+    model: type[Section],
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Section:
+    """Merge defaults, preset, recipe and overrides (both nested mappings) into a validated section."""
+    merged = merge(dict(recipe or {}), overrides or {})
+    if "preset" in model.model_fields:
+        preset = merged.get("preset", model.model_fields["preset"].default)
+        if preset in PRESETS:
+            merged = merge(_beneath(PRESETS[preset], merged), merged)
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, model) from error
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["fit.epochs=3", ...]` → `{"fit": {"epochs": 3}}`; values are YAML."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError("not of the form section.key=value", where=f"--set {assignment}")
+        try:
+            leaf = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError("value is not YAML", where=f"--set {assignment}") from error
+        for part in reversed(key.strip().split(".")):
+            leaf = {part: leaf}
+        result = merge(result, leaf)
+    return result
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """A YAML (or JSON) file of nested settings."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=file, fix="check --recipe") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML ({' '.join(str(error).split())})", where=file) from error
+    if not isinstance(content, dict):
+        raise ConfigError("must hold a mapping of sections", where=file)
+    return content
+
+
+def to_yaml(section: BaseModel) -> str:
+    """The resolved settings, as a recipe that `--recipe` reads."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
+
+
+def settings_of(model: type[BaseModel], *, prefix: str = "") -> Iterator[Setting]:
+    """Every key of a verb, depth first, with type, default and meaning."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        choices = _sections(field.annotation)
+        if not choices:
+            yield Setting(
+                key,
+                _type_name(field.annotation),
+                json.dumps(field.get_default(call_default_factory=True)),
+                field.description or "",
+            )
+        elif len(choices) == 1:
+            yield from settings_of(choices[0], prefix=f"{key}.")
+        else:
+            for choice in choices:
+                kind = choice.model_fields["name"].default
+                for setting in settings_of(choice, prefix=f"{key}."):
+                    meaning = f"{setting.meaning} ({kind})" if setting.meaning else f"which {name}"
+                    yield Setting(setting.key, setting.type, setting.default, meaning)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; where both have a value, that of `above` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _beneath(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The preset without the augmentation of its own where another augmentation preset was asked for."""
+    augment = given.get("augment")
+    named = isinstance(augment, Mapping) and "preset" in augment
+    return {name: section for name, section in preset.items() if not (named and name == "augment")}
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    first = error.errors()[0]
+    known = list(dict.fromkeys(setting.key for setting in settings_of(model)))
+    # A tagged union puts its tag into the location; it is no part of the key.
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(part for i, part in enumerate(parts) if not (i and parts[i - 1] in _TAGGED))
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [
+            name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
+        ]
+        hint = f"did you mean {near[0]}?" if near else "holotype config VERB lists the keys"
+        return ConfigError("unknown setting", where=key, fix=hint)
+    return ConfigError(
+        f"{first['msg']} (got {first['input']!r})", where=key, fix="holotype config VERB lists the keys"
+    )
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [choice for part in typing.get_args(annotation) for choice in _sections(part)]
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return "|".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_type_name(argument) for argument in arguments)
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

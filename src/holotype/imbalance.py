@@ -1,0 +1,52 @@
+"""Unequal classes: what an image of each weighs, and the one rule for what is done about them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from holotype.config import GatesConfig
+
+__all__ = ["Remedy", "class_weights", "remedies", "settle"]
+
+Remedy = Literal["none", "weights", "sampler", "focal", "logit-adjust"]
+
+Counts = npt.NDArray[np.int64]
+
+
+def class_weights(counts: Counts) -> npt.NDArray[np.float64]:
+    """N / (C n_c) for `int64[C]` images per class, each at least 1: inverse frequency.
+
+    The mean weight of the N images is 1, and all classes weigh the same as a whole.
+    """
+    return np.asarray(counts.sum() / (len(counts) * counts), dtype=np.float64)
+
+
+def remedies(counts: Counts, *, rule: float) -> tuple[Remedy, ...]:
+    """Settings of `fit.imbalance` against `int64[C]` training images per class, the first choice first.
+
+    Within `rule`, the largest max/min ratio that counts as equal: none. Beyond: logit adjustment (Menon et
+    al. 2021, Long-tail learning via logit adjustment), which is consistent for the balanced error however
+    large the ratio is, where large weights only make a separable training set converge elsewhere (Byrd and
+    Lipton 2019, What is the Effect of Importance Weighting in Deep Learning?). Measured on heads at ratios
+    of 2 to 100 (benchmarks/long_tail.py) no other remedy is better, from 20 on all are worse. From there
+    drawing the classes evenly is worth a second run: on a frozen backbone it is the cRT of Kang et al. 2020,
+    Decoupling Representation and Classifier. Focal loss weighs hard images, not rare classes, so no ratio
+    calls for it. A class without images has no remedy.
+    """
+    smallest, largest = int(counts.min(initial=np.iinfo(np.int64).max)), int(counts.max(initial=0))
+    if smallest == 0 or largest / smallest <= rule:
+        return ()
+    return ("logit-adjust", "sampler") if largest / smallest > 20 else ("logit-adjust",)
+
+
+def settle(value: Remedy | Literal["auto"], counts: Counts) -> Remedy:
+    """What `fit.imbalance` means for `int64[C]` training images per class.
+
+    "auto" is what an audit advises, by the default of its gate for the balance.
+    """
+    if value != "auto":
+        return value
+    return next(iter(remedies(counts, rule=GatesConfig().balance)), "none")

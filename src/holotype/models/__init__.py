@@ -1,0 +1,38 @@
+"""Networks: a timm architecture with our head, pixels in, logits and embedding out; and their weights."""
+
+from holotype.models.architecture import (
+    DEFAULT,
+    Architecture,
+    Classifier,
+    InputRecipe,
+    create,
+    head_of,
+    input_spec,
+    known_names,
+    recipe_of,
+    set_head,
+)
+from holotype.models.device import choose_device
+from holotype.models.stages import Stage, blocks, stages
+from holotype.models.weights import build, load_weights, pretrained, save_weights
+
+__all__ = [
+    "DEFAULT",
+    "Architecture",
+    "Classifier",
+    "InputRecipe",
+    "Stage",
+    "blocks",
+    "build",
+    "choose_device",
+    "create",
+    "head_of",
+    "input_spec",
+    "known_names",
+    "load_weights",
+    "pretrained",
+    "recipe_of",
+    "save_weights",
+    "set_head",
+    "stages",
+]

@@ -1,0 +1,92 @@
+"""Two processes on this machine that train one model, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from digits import write_digits
+
+# No dropout: its masks belong to a process's part of the batch. 90 images in batches of 16: uneven shares.
+SETTINGS = (
+    "data.size=64",
+    "augment.flip=0",
+    "fit.epochs=2",
+    "fit.batch_size=15",
+    "fit.deterministic=true",
+    "model.dropout=0",
+)
+TOLERANCE = 2e-3
+"""Largest difference of a weight, as a share of its tensor's largest: sums are added in another order."""
+
+
+def command(*arguments: str, processes: int, settings: tuple[str, ...] = ()) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    run = [*(launcher if processes > 1 else []), "-m", "holotype", "train", *arguments]
+    return [sys.executable, *run, *(f"--set={setting}" for setting in settings)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("distributed") / "digits")
+
+
+def test_two_processes_train_the_model_of_one(data: Path, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        arguments = (str(data), "--name", f"of-{processes}", "--runs", str(tmp_path), "--json")
+        result = subprocess.run(
+            command(*arguments, processes=processes, settings=SETTINGS),
+            capture_output=True, text=True, env=environment(), timeout=300, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count('"bundle"') == 2, "one result: its own bundle and the report's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["of-1", "of-2"]
+    one, two = (load_file(tmp_path / f"of-{n}" / "best" / "weights.safetensors") for n in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        scale = max(float(np.abs(value).max()), 1e-6)
+        assert float(np.abs(value - two[name]).max()) <= TOLERANCE * scale, name
+    rows = [(tmp_path / f"of-{n}" / "metrics.csv").read_text().splitlines() for n in (1, 2)]
+    assert len(rows[0]) == len(rows[1])
+
+
+@pytest.mark.slow
+def test_a_killed_process_stops_the_other_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    longer = (*SETTINGS, "fit.epochs=40", "fit.patience=40")
+    arguments = (str(data), "--name", "run", "--runs", str(tmp_path))
+    with subprocess.Popen(
+        command(*arguments, processes=2, settings=longer),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    ) as launcher:  # fmt: skip
+        metrics = run / "metrics.csv"
+        deadline = time.monotonic() + 180
+        while not (metrics.is_file() and "fine-tune" in metrics.read_text()):
+            assert time.monotonic() < deadline
+            assert launcher.poll() is None, launcher.communicate()
+            time.sleep(0.1)
+        workers = subprocess.run(
+            ["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        _, err = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert f"holotype train --resume {run}" in err
+    result = subprocess.run(
+        command("--resume", str(run), processes=2),
+        capture_output=True, text=True, env=environment(), timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (run / "best" / "holotype.json").is_file()
