@@ -22,6 +22,7 @@ from holotype.metrics import Predictions, evaluate_predictions
 from holotype.report import (
     BundleSummary,
     DatasetSummary,
+    Finding,
     Report,
     UnreadableFile,
     build_report,
@@ -32,6 +33,7 @@ from holotype.report import (
     write_report,
 )
 from holotype.report.plots import DARK
+from holotype.terminal import show_report
 
 HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }} & $\\frac{1}{0}$")
 HISTORY: list[dict[str, float | int | str]] = [
@@ -322,9 +324,10 @@ class TestWriteReport:
         assert sorted(p.name for p in written.iterdir()) == [
             "confusion_matrix.png", "reliability.png", "report.html", "report.json",
         ]  # fmt: skip
-        with Image.open(written / "confusion_matrix.png") as image:
-            image.load()
-            assert image.width > 600
+        for name in ("confusion_matrix.png", "reliability.png"):
+            with Image.open(written / name) as image:
+                image.load()
+                assert image.width > 600
 
     def test_zero_mistakes_and_no_history(self, tmp_path: Path) -> None:
         labels = np.arange(40) % 2
@@ -354,6 +357,70 @@ class TestWriteReport:
     def test_importing_the_room_loads_no_drawing_library(self) -> None:
         code = "import sys, holotype.report; sys.exit(bool({'matplotlib', 'jinja2'} & set(sys.modules)))"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FINDINGS = (
+    Finding(
+        name="learning-rate-high",
+        severity="warning",
+        evidence="The loss became nan <b>in step 3</b>.",
+        meaning="Each step overshoots.",
+        settings=("fit.optimizer.learning_rate=0.001", "fit.warmup=0.1"),
+    ),
+    Finding(name="input-bound", severity="note", evidence="12.0 % of the time.", meaning="It waits."),
+)
+
+
+class TestDiagnosis:
+    def write(self, folder: Path, **changes: Any) -> Page:
+        predictions = draw(names(2))
+        report = report_on(predictions, **changes)
+        confusion_png(report.confusion, folder / "c.png")
+        figures = {"confusion": folder / "c.png", "reliability": folder / "c.png"}
+        write_page(folder / "p.html", report, figures=figures, thumbnail=photo)
+        return Page((folder / "p.html").read_text(encoding="utf-8"))
+
+    def test_each_finding_with_its_evidence_and_settings_to_copy(self, tmp_path: Path) -> None:
+        page = self.write(tmp_path, diagnosis=FINDINGS)
+        assert "#diagnosis" in page.attributes("href")
+        for said in ("Learning rate too high", "<b>in step 3</b>", "Waiting for data", "It waits."):
+            assert said in page.text
+        assert "--set fit.optimizer.learning_rate=0.001" in page.text
+        assert [a["class"] for tag, a in page.tags if a.get("class", "").startswith("finding")] == [
+            "finding warning", "finding note",
+        ]  # fmt: skip
+
+    def test_a_run_without_findings_says_so(self, tmp_path: Path) -> None:
+        text = self.write(tmp_path).text_in_words
+        assert "Nothing found. Looked for: overfitting, underfitting, learning rate too high" in text
+
+    def test_a_head_alone_has_nothing_to_look_for(self, tmp_path: Path) -> None:
+        assert "Only a head was fitted" in self.write(tmp_path, history=HISTORY[:2]).text_in_words
+
+    def test_an_evaluation_has_none(self, tmp_path: Path) -> None:
+        assert "Diagnosis" not in self.write(tmp_path, history=()).text
+
+    def test_is_part_of_the_contract(self) -> None:
+        report = report_on(draw(names(2)), diagnosis=FINDINGS)
+        assert Report.model_validate_json(report.model_dump_json()) == report
+        assert json.loads(report.model_dump_json())["diagnosis"][0] == {
+            "name": "learning-rate-high",
+            "severity": "warning",
+            "evidence": "The loss became nan <b>in step 3</b>.",
+            "meaning": "Each step overshoots.",
+            "settings": ["fit.optimizer.learning_rate=0.001", "fit.warmup=0.1"],
+        }
+        old = report.model_dump(mode="json")
+        del old["diagnosis"]
+        assert Report.model_validate(old).diagnosis == ()
+
+    def test_the_terminal_says_it_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        show_report(report_on(draw(names(2)), diagnosis=FINDINGS), tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        assert "warning  learning-rate-high: The loss became nan <b>in step 3</b>." in lines
+        assert "         --set fit.warmup=0.1" in lines
+        show_report(report_on(draw(names(2))), tmp_path)
+        assert "diagnosis" not in capsys.readouterr().out
 
 
 class TestPlots:
@@ -408,6 +475,14 @@ class TestPlots:
     )
     def test_partial_history(self, tmp_path: Path, rows: list[dict[str, float | int | str]]) -> None:
         assert history_png(rows, tmp_path / "h.png") is True
+
+    def test_the_last_stage_has_its_own_panels_beneath(self, tmp_path: Path) -> None:
+        heights = []
+        for more in ({}, {"gradient_norm": 1.0, "learning_rate": 0.1}):
+            history_png([{**row, **more} for row in HISTORY], tmp_path / "h.png")
+            with Image.open(tmp_path / "h.png") as image:
+                heights.append(image.height)
+        assert heights[1] > 1.3 * heights[0]
 
     def test_drawing_leaves_pyplot_alone(self, tmp_path: Path) -> None:
         code = (

@@ -173,7 +173,7 @@ class TestStudy:
         rows = rows_of(study.folder / "trials.csv")
         assert [int(row["number"]) for row in rows] == [row.number for row in study.trials]
         for cells, row in zip(rows, study.trials, strict=True):
-            assert float(cells["value"]) == pytest.approx(row.value, abs=1e-6)
+            assert float(cells["value"]) == pytest.approx(row.value, rel=1e-5)
             assert float(cells["fit.optimizer.learning_rate"]) == pytest.approx(
                 row.params["fit.optimizer.learning_rate"], rel=1e-5
             )
