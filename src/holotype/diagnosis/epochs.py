@@ -17,6 +17,7 @@ __all__ = ["input_bound", "label_noise", "overfitting", "underfitting"]
 _GAP = 0.05  # points of accuracy between training and validation, beyond twice the latter's standard error
 _RISE = 0.05  # of the validation loss: more than it wavers by in an epoch
 _STALL = 0.1  # in the last third of the epochs: a loss that falls by less has come to its end
+_LEARNT = 0.95  # a training accuracy from which on more steps only make the network surer
 _UNLEARNT = 0.5  # less than half of what the largest class leaves to be learned
 _FALLING = 0.01  # per epoch: half as slow is a loss that stands still
 _TIMID = 3e-4  # an update ratio that leaves room for larger steps
@@ -33,7 +34,7 @@ _NOISE = (
 
 
 def overfitting(evidence: Evidence) -> Finding | None:
-    """A gap between training and validation, and a validation loss that rises or no longer falls."""
+    """A gap, and a validation loss that rises, or that hardly falls while there is nothing left to learn."""
     rows = evidence.epochs
     losses, training = column(rows, "validation_loss"), column(rows, "train_loss")
     if len(rows) < _ROWS or not np.isfinite(losses).all():
@@ -44,7 +45,8 @@ def overfitting(evidence: Evidence) -> Finding | None:
     beyond = gap - 2 * standard_error(validation, evidence.images("validation"))
     third = max(len(rows) // 3, 1)
     rises = losses[-1] >= (1 + _RISE) * losses[best] and training[-1] < training[best]
-    if beyond < _GAP or not (rises or losses[-1] >= (1 - _STALL) * losses[-1 - third]):
+    stands = losses[-1] >= (1 - _STALL) * losses[-1 - third] and train >= _LEARNT
+    if beyond < _GAP or not (rises or stands):
         return None
     epoch, before = (int(float(rows[row]["epoch"])) for row in (best, -1 - third))
     trend = (

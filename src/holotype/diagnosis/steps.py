@@ -216,8 +216,8 @@ def norm_mismatch(evidence: Evidence) -> Finding | None:
     fit = evidence.config.fit
     return finding_of(
         "norm-mismatch",
-        f"In {name} the batches are {usual[name]:.1f} away from the frozen batch-norm statistics, in shifts by"
-        " a standard deviation and scalings by e; up to 2 is usual.",
+        f"In {name} the batches are {usual[name]:.1f} away from the frozen batch-norm statistics, in shifts"
+        " by a standard deviation and scalings by e; up to 2 is usual.",
         "The statistics come from images of another kind, and what is normalised by them is not.",
         ["fit.freeze_norm=false", *(["fit.scale=1.0"] if fit.scale not in ("auto", 1.0) else [])],
     )

@@ -115,7 +115,8 @@ def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIG
     False and no file where nothing is left to draw.
     """
     large = _panels(history, _LARGE)
-    small = _panels(_last_stage(history), _SMALL)
+    # Without its first curve a small panel would only repeat a large one.
+    small = [panel for panel in _panels(_last_stage(history), _SMALL) if panel[0][0][0] in panel[1]]
     if not large:
         return False
     width = 10.4 if max(len(large), len(small)) > 1 else 5.4
