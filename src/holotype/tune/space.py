@@ -138,6 +138,10 @@ def read_space(space: Mapping[str, Any], *, train: Mapping[str, Any]) -> tuple[A
         raise ConfigError("is empty: there is nothing to search", where="space", fix=_FIX)
     _check_keys([axis.key for axis in axes])
     first = first_point(axes)
+    try:
+        trial_config(train, first)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"space.{error.where}", fix=error.fix) from error
     return tuple(_checked(axis, first, train=train) for axis in axes)
 
 
@@ -236,7 +240,9 @@ def _checked(axis: Axis, first: Mapping[str, Any], *, train: Mapping[str, Any]) 
         try:
             trial_config(train, {**first, axis.key: value})
         except ConfigError as error:
-            raise _wrong_value(axis, value, error) from error
+            if error.where == axis.key:
+                raise ConfigError(error.what, where=f"space.{axis.key}", fix=error.fix) from error
+            raise ConfigError(f"{value!r} does not go with {error}", where=f"space.{axis.key}") from error
     if isinstance(axis, Choices):
         return axis
     try:
@@ -252,9 +258,3 @@ def _whole(axis: Range) -> Range:
             "takes whole numbers only", where=f"space.{axis.key}", fix="round low, high and step"
         )
     return Range(axis.key, axis.low, axis.high, axis.log, axis.step, whole=True)
-
-
-def _wrong_value(axis: Axis, value: Any, error: ConfigError) -> ConfigError:
-    if f"{axis.key}.".startswith(f"{error.where}."):
-        return ConfigError(error.what, where=f"space.{error.where}", fix=error.fix)
-    return ConfigError(f"{value!r} does not go with it ({error})", where=f"space.{axis.key}")
