@@ -132,6 +132,10 @@ class TestOrderEpoch:
         }
         assert len(drawn) == 20
 
+    def test_classes_are_mixed_within_an_epoch(self) -> None:
+        labels = LABELS[order_epoch(np.arange(100), weights=weights_of("sampler"), seed=0, epoch=1).rows]
+        assert (np.diff(labels) != 0).sum() > 50  # of 99 neighbours 2 in 3 differ by chance; sorted, 2 would
+
     def test_turns_count_the_showings_before(self) -> None:
         shown = order_epoch(np.arange(100), weights=weights_of("sampler"), seed=0, epoch=1)
         seen: dict[int, int] = {}

@@ -152,7 +152,7 @@ class TestSpace:
 
     def test_values_that_do_not_go_together(self) -> None:
         space = {"fit.optimizer.name": ["sgd", "adamw"], "fit.optimizer.momentum": [0.8, 0.9]}
-        with pytest.raises(ConfigError, match="'adamw' does not go with fit.optimizer.momentum: unknown"):
+        with pytest.raises(ConfigError, match=r"'adamw' does not go with fit.optimizer.momentum: unknown"):
             read_space(space, train={})
 
 
