@@ -67,4 +67,4 @@ def write_wrong(entry: Entry, judged: dict[str, bool]) -> None:
 
 def below(entry: Entry, files: Sequence[Path | str]) -> list[str]:
     """Paths relative to the data."""
-    return [Path(file).resolve().relative_to(entry.data.resolve()).as_posix() for file in files]
+    return [Path(file).absolute().relative_to(entry.data.absolute()).as_posix() for file in files]
