@@ -260,6 +260,7 @@ def _step(tools: Tools, plan: Plan, position: Position, parts: list[Batch], *, a
     loss, right, stop = (float(value) for value in summed)
     # (3) step
     if fit.l2:
+        tools.accelerator.unscale_gradients()  # in fp16 the gradients are still those of the scaled loss
         add_l2(tools.classifier, fit.l2)
     norm = _clip(tools.accelerator, trained, limit=fit.clip_norm)
     _check_finite(loss, norm, tools=tools, plan=plan, position=position, parts=parts)
