@@ -82,6 +82,8 @@ def one_round(arguments: argparse.Namespace, *, seed: int, runs: Path) -> dict[S
     print(
         f"seed {seed}: {len(hard.training_images)} training images drawn {arguments.weight:g} times as often"
     )
+    if first.interrupted or second.interrupted:
+        raise SystemExit("interrupted: the two runs cannot be compared")
     models = [load(run.best) for run in (first, second)]
     spec = models[0].bundle.manifest.preprocess
     dataset = open_dataset(arguments.data, spec=spec, config=DataConfig(size=arguments.size))

@@ -25,7 +25,7 @@ _ACTIVATIONS = (
 _CONSTANT = 1e-3
 
 # Of each unit in a batch; reading all of them would double the time of a step.
-_ENOUGH = 4096
+_ENOUGH = 1024
 
 Norm = nn.modules.batchnorm._BatchNorm
 

@@ -29,8 +29,7 @@ class Teacher:
         The images are the student's, augmented and mixed (Beyer et al. 2022, Knowledge distillation: a good
         teacher is patient and consistent); the network normalises them its own way.
         """
-        with torch.no_grad():
-            logits: torch.Tensor = self.classifier(images)[0]
+        logits: torch.Tensor = self.classifier(images)[0]
         return logits.float()[:, self.places]
 
 
