@@ -121,8 +121,8 @@ class TestRuns:
         assert [f for f in run(data, overrides) if f.severity == "warning"] == []
 
     def test_overfitting(self, tmp_path: Path) -> None:
-        few = write_digits(tmp_path / "few", classes=10, train=4, validation=10, test=5)
-        overrides = settings(epochs=32, batch_size=16, label_smoothing=0.0)
+        few = write_digits(tmp_path / "few", classes=10, train=2, validation=10, test=5)
+        overrides = settings(epochs=40, batch_size=10, label_smoothing=0.0)
         found = run(few, overrides)
         check(found[0], overrides, name="overfitting")
         assert found[0].settings[:2] == ("augment.crop=0.4", "model.dropout=0.2")
@@ -304,6 +304,17 @@ class TestRules:
         assert recorded(epochs=epochs) == ()
         rising = [{**row, "validation_loss": 1 + i / 10} for i, row in enumerate(epochs)]
         assert [finding.name for finding in recorded(epochs=rising)] == ["overfitting"]
+
+    def test_a_gap_with_nothing_left_to_learn_is_a_note(self) -> None:
+        epochs: list[Row] = [
+            {"train_accuracy": 0.97 + i / 100, "validation_accuracy": 0.88, "train_loss": 0.6 - i / 20,
+             "validation_loss": 0.48}
+            for i in range(3)
+        ]  # fmt: skip
+        (found,) = recorded(epochs=epochs)
+        check(found, name="overfitting", severity="note")
+        (wide,) = recorded(epochs=[{**row, "validation_accuracy": 0.7} for row in epochs])
+        check(wide, name="overfitting")
 
     def test_what_follows_from_another_fault_is_not_listed(self) -> None:
         still: list[Row] = [

@@ -336,8 +336,8 @@ class TuneConfig(BaseModel):
     )
     pruner: Literal["median", "hyperband", "none"] = Field(
         "median",
-        description="how a trial that promises little is stopped early; median: where it is worse than half of"
-        " the others were, after a quarter of the epochs | hyperband: Li et al. 2018",
+        description="how a trial that promises little is stopped early; median: where it is worse than half"
+        " of the others were, after a quarter of the epochs | hyperband: Li et al. 2018",
     )
     startup: int = Field(5, ge=0, description="trials that are finished before any is stopped early")
     lost_after: int = Field(

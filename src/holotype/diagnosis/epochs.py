@@ -15,6 +15,7 @@ __all__ = ["input_bound", "label_noise", "overfitting", "underfitting"]
 
 # The thresholds and what speaks for them. "Healthy" are runs on clothing-small and on digits that ended well.
 _GAP = 0.05  # points of accuracy between training and validation, beyond twice the latter's standard error
+_WIDE = 0.1  # a gap that is worth a warning even where validation gets no worse
 _RISE = 0.05  # of the validation loss: more than it wavers by in an epoch
 _STALL = 0.1  # in the last third of the epochs: a loss that falls by less has come to its end
 _LEARNT = 0.95  # a training accuracy from which on more steps only make the network surer
@@ -61,6 +62,7 @@ def overfitting(evidence: Evidence) -> Finding | None:
         f" {100 * gap:.1f} points, and {trend}.",
         "The network learns its training images by heart instead of what they have in common.",
         more_variety(evidence.config, epochs=epoch if rises else None),
+        severity="warning" if rises or beyond >= _WIDE else "note",
     )
 
 

@@ -63,7 +63,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         raise TrainingError(
             f"the checkpoint could not be written ({error})",
             where=folder,
-            fix=f"make room for {megabytes:.1f} MB there, then use --resume: the last checkpoint is whole",
+            fix=f"make room for {megabytes:.1f} MB and see that it can be written, then use --resume:"
+            " what was saved before is whole",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -85,7 +86,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             continue
         for broken, reason in damaged:
             # Out of the order, or the next save would take it for the one to fall back on.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 broken.rename(broken.with_suffix(".damaged"))
             note(f"{broken} is damaged ({reason}): going on from the one before it, {file.name}")
         return checkpoint

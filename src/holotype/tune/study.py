@@ -275,5 +275,5 @@ def reclaim(study: optuna.Study, folder: Path) -> None:
 
 
 def _lost(study: optuna.Study, trial: FrozenTrial) -> None:
-    note(f"trial {trial.number} was lost: its process is gone")
+    note(f"trial {trial.number} was lost: there is no sign of its process")
     give_back(study, trial)
