@@ -30,6 +30,10 @@ def interruptible() -> Iterator[Interrupt]:
 
     An optimizer step that is half done can be neither saved nor repeated, so nobody may break into it.
     """
+    outer = signal.getsignal(signal.SIGINT)
+    if isinstance(outer, Interrupt):
+        yield outer  # a block within another: who asked to stop one of them asked both
+        return
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
