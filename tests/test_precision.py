@@ -118,8 +118,9 @@ def test_what_changes_the_speed_is_measured_anew(classifier: Classifier, cache: 
 def test_measuring_leaves_no_trace_in_the_network(classifier: Classifier, cache: Path) -> None:
     classifier.eval()
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    random = torch.get_rng_state()
+    random, threads = torch.get_rng_state(), torch.get_num_threads()
     choose_precision(classifier, config(freeze_norm=False), size=SIZE, device=CPU)
+    assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random)
     assert not any(module.training for module in classifier.modules())
     assert not any("forward" in vars(module) for module in classifier.modules())

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -47,7 +48,7 @@ def choose_precision(
         return "fp32"
 
     def measure() -> dict[str, float]:
-        with rehearsal(classifier, config, device=device) as model:
+        with _one_thread(device), rehearsal(classifier, config, device=device) as model:
             names: tuple[str, ...] = ("fp32", half)
             runners = {name: _runner(model, size, device=device, precision=name) for name in names}
             return _race(runners, count=_affordable(runners["fp32"]))
@@ -99,16 +100,29 @@ def _half(device: torch.device) -> Precision | None:
 def _runner(
     model: Classifier, size: Shape, *, device: torch.device, precision: str
 ) -> Callable[[int], float]:
-    """A function that takes a step on so many images and returns the seconds it took."""
+    """A function that takes a step on so many images and returns its seconds; on a CPU, those of the CPU."""
     images = example(_BATCH, size=size, device=device)
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
 
     def run(count: int) -> float:
         model.zero_grad()
-        start = time.perf_counter()
+        start = clock()
         step(model, images[:count], precision=precision)
-        return time.perf_counter() - start
+        return clock() - start
 
     return run
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU, one thread: several wait for each other, and tell nothing where they have neighbours."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _affordable(run: Callable[[int], float]) -> int:
@@ -138,7 +152,7 @@ def _question(
     machine = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{torch.cpu.get_capabilities().get('cpu_name')}, {torch.get_num_threads()} threads"
+        else str(torch.cpu.get_capabilities().get("cpu_name"))
     )
     freezing = {"freeze", "unfreeze", "freeze_norm", "gradual", "epochs"}
     return {
