@@ -173,7 +173,8 @@ class TestLogisticPath:
         vectors = vectors * np.arange(1, 9, dtype=np.float32) + 5  # of several scales
         penalties = (0.3, 0.1, 0.03)
         logits = logistic_path(Features(vectors, labels), vectors, classes=3, penalties=penalties)
-        inputs = (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+        deviation = vectors.std(axis=0)
+        inputs = (vectors - vectors.mean(axis=0)) / np.hypot(deviation, np.median(deviation))
         for l2, values in zip(penalties, logits, strict=True):
             # Mean cross-entropy + l2 / 2 |W|^2 is C times the sum of both, C = 1 / (l2 N).
             theirs = LogisticRegression(C=1 / (l2 * len(labels)), max_iter=1000, tol=1e-8).fit(inputs, labels)

@@ -208,7 +208,9 @@ def test_kill_9_while_saving_leaves_a_whole_checkpoint(tmp_path: Path, kills: in
 
 def run(script: str, *arguments: object, within: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = (*within, sys.executable, "-c", script, *map(str, arguments))
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # Only a process without threads may fork, and numpy's BLAS starts some when it is imported.
+    single = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=single)
 
 
 FULL_DISK = """

@@ -43,6 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("distributed") / "digits")
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(data: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         arguments = (str(data), "--name", f"of-{processes}", "--runs", str(tmp_path), "--json")

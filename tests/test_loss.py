@@ -6,8 +6,8 @@ import torch
 
 from holotype.config import DistillConfig, FitConfig
 from holotype.errors import ConfigError
-from holotype.fit.loss import Criterion, criterion, distilled
 from holotype.imbalance import Remedy
+from holotype.loss import Criterion, criterion, distilled
 
 CLASSES = ("boot", "hat", "shirt")
 COUNTS = np.array([60, 30, 10])

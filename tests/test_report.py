@@ -32,7 +32,7 @@ from holotype.report import (
     write_page,
     write_report,
 )
-from holotype.report.plots import DARK
+from holotype.report.style import DARK
 from holotype.terminal import show_report
 
 HOSTILE = ("<script>alert('x')</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }} & $\\frac{1}{0}$")

@@ -98,6 +98,7 @@ def killed_often(data: Path, runs: Path, *, kills: int, seed: int) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_ends_with_the_same_bits(data: Path, whole: Path, tmp_path: Path) -> None:
     assert outcome(killed_often(data, tmp_path, kills=3, seed=1)) == outcome(whole)
 

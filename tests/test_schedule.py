@@ -15,7 +15,6 @@ from holotype.errors import TrainingError
 from holotype.fit.optimizer import build_optimizer
 from holotype.fit.schedule import Schedule, build_schedule
 from holotype.models import Architecture, Classifier, create
-from holotype.progress import quiet
 
 EPOCHS, STEPS = 5, 8
 TOTAL = EPOCHS * STEPS
@@ -178,16 +177,6 @@ def test_shortest_runs_have_rates(name: str, steps: int) -> None:
     schedule = Schedule(config, steps_per_epoch=steps)
     factors = [schedule.factor(step) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
-
-
-def test_a_warm_up_that_has_no_effect_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    token = quiet.set(False)
-    build_schedule(configure("one-cycle"), steps_per_epoch=STEPS)
-    build_schedule(configure("cosine", warmup=0.3), steps_per_epoch=STEPS)
-    assert capsys.readouterr().err == ""
-    build_schedule(configure("one-cycle", warmup=0.3), steps_per_epoch=STEPS)
-    assert "fit.warmup has no effect with one-cycle" in capsys.readouterr().err
-    quiet.reset(token)
 
 
 def test_a_state_that_is_none_is_refused() -> None:

@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def opened(target: Path, *, classes: tuple[str, ...] = CLASSES, side: int = 64) -> Teacher:
     config = DistillConfig(teacher=str(target))
-    teacher = open_teacher(config, classes=classes, size=Shape(side, side), device=CPU)
+    teacher = open_teacher(config, classes=classes, sizes=[Shape(side, side)], device=CPU)
     assert teacher is not None
     return teacher
 
@@ -52,7 +52,7 @@ def images(side: int = 64) -> torch.Tensor:
 
 class TestTeacher:
     def test_there_is_none_unless_one_is_named(self) -> None:
-        assert open_teacher(DistillConfig(), classes=CLASSES, size=Shape(64, 64), device=CPU) is None
+        assert open_teacher(DistillConfig(), classes=CLASSES, sizes=[Shape(64, 64)], device=CPU) is None
 
     def test_answers_as_its_bundle_does(self, bundle: Bundle) -> None:
         from holotype.runtime import open_runtime
@@ -75,7 +75,7 @@ class TestTeacher:
         torch.testing.assert_close(teacher(images())[:1], teacher(images()[:1]), rtol=1e-4, atol=1e-4)
 
     def test_a_student_can_learn_from_its_answers(self, bundle: Bundle) -> None:
-        from holotype.fit.loss import distilled
+        from holotype.loss import distilled
 
         logits = torch.zeros(4, 3, requires_grad=True)
         distilled(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from conftest import SMALL
 from digits import write_digits
 from holotype import TrainResult, evaluate, load, train
 from holotype.bundle import open_bundle
-from holotype.config import EvaluateConfig, TrainConfig
+from holotype.config import EvaluateConfig, TrainConfig, merge
 from holotype.dataset import open_dataset
-from holotype.errors import ConfigError, ModelError, ParityError, TrainingError
+from holotype.errors import ConfigError, HolotypeError, ModelError, ParityError, TrainingError
 from holotype.scoring import score
 
 
@@ -166,12 +167,42 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=r"the backbone has \d+ blocks, 99 were asked for"):
             train(digits, overrides=overrides, runs=tmp_path)
 
-    def test_a_diverging_run_stops_and_names_the_files(self, digits: Path, tmp_path: Path) -> None:
-        optimizer = {"name": "sgd", "learning_rate": 1e12}
-        overrides = {**SMALL, "fit": {"epochs": 2, "optimizer": optimizer, "clip_norm": None}}
-        with pytest.raises(TrainingError, match=r"in epoch \d, batch of train/\d/\d+\.png") as caught:
-            train(digits, name="wild", overrides=overrides, runs=tmp_path)
+    @pytest.mark.parametrize(
+        ("batch_size", "said"),
+        [(8, r"in epoch 1, batch of train/\d/\d+\.png"), (32, "no numbers after epoch 1")],
+    )
+    def test_a_diverging_run_stops_and_says_where(
+        self, digits: Path, tmp_path: Path, batch_size: int, said: str
+    ) -> None:
+        fit = {
+            "epochs": 2,
+            "batch_size": batch_size,
+            "optimizer": {"name": "sgd", "learning_rate": 1e12},
+            "clip_norm": None,
+        }
+        with pytest.raises(TrainingError, match=said) as caught:
+            train(digits, name="wild", overrides={**SMALL, "fit": fit}, runs=tmp_path)
         assert "learning_rate" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("overrides", "where"),
+        [
+            ({"fit": {"freeze": 99}}, "fit.freeze"),
+            ({"fit": {"optimizer": {"name": "adamm"}}}, "adamm"),
+            ({"fit": {"imbalance": "focal", "focal_alpha": {"7": 1.0}}}, "focal_alpha"),
+            ({"distill": {"teacher": "nowhere"}}, "nowhere"),
+            (
+                {"model": {"name": "vit_tiny_patch16_224", "weights": "none"}, "fit": {"scale": 0.5}},
+                "fit.scale",
+            ),
+        ],
+    )
+    def test_what_cannot_be_is_refused_before_anything_is_computed(
+        self, digits: Path, tmp_path: Path, overrides: dict[str, Any], where: str
+    ) -> None:
+        with pytest.raises(HolotypeError, match=where):
+            train(digits, overrides=merge(SMALL, overrides), runs=tmp_path)
+        assert not any(tmp_path.iterdir())
 
     def test_missing_device(self, digits: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="--device cuda"):

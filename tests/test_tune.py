@@ -358,9 +358,17 @@ class TestCommand:
         assert (code, "run the same command once per process" in err) == (2, True)
 
     def test_nothing_that_can_be_trained(self, digits: Path, tmp_path: Path) -> None:
-        config = settings(space={"fit.unfreeze": [99]}, trials=1)
-        with pytest.raises(TrainingError, match=r"none of 1 trials came to an end, the first: .*blocks"):
+        space = {"fit.optimizer.learning_rate": [1e30], "fit.clip_norm": [None]}
+        config = settings(space=space, trials=1)
+        with pytest.raises(TrainingError, match=r"none of 1 trials came to an end, the first: .*gradient"):
             tune(digits, name="hopeless", config=config, runs=tmp_path)
+
+    def test_a_first_choice_that_cannot_be_trained_is_refused_at_once(
+        self, digits: Path, tmp_path: Path
+    ) -> None:
+        config = settings(space={"fit.unfreeze": [99, 1]}, trials=1)
+        with pytest.raises(ConfigError, match="99 were asked for"):
+            tune(digits, name="typo", config=config, runs=tmp_path)
 
 
 WORKER = """

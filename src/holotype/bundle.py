@@ -40,11 +40,13 @@ __all__ = [
     "Manifest",
     "Payload",
     "hash_file",
+    "home_of",
     "library_versions",
     "open_bundle",
     "read_golden",
     "replace_folder",
     "resolve",
+    "sync",
     "write_bundle",
     "write_bytes",
     "write_golden",
@@ -109,6 +111,13 @@ class Bundle:
         found = self.manifest.payloads.get(name)
         return None if found is None else self.path / found.path
 
+    def network_files(self, *, purpose: str = "", fix: str) -> tuple[Path, Path]:
+        """Architecture and torch weights; `BundleError` with `purpose` and `fix` where it has none."""
+        architecture, weights = self.payload("architecture"), self.payload("weights")
+        if architecture is None or weights is None:
+            raise BundleError(f"has no torch weights{purpose}", where=self.path, fix=fix)
+        return architecture, weights
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -133,6 +142,12 @@ def resolve(target: Path | str) -> Path:
         where=path,
         fix="give the folder that holotype train wrote, such as runs/NAME",
     )
+
+
+def home_of(target: Path | str) -> Path:
+    """Where findings about `target` go: into the run folder, or beside a bundle, which is immutable."""
+    target = Path(target)
+    return target.parent if (target / MANIFEST).is_file() else target
 
 
 def open_bundle(target: Path | str) -> Bundle:
@@ -194,7 +209,7 @@ def write_bundle(target: Path, manifest: Manifest, *, files: Mapping[PayloadName
             copy = folder / relative
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, copy)
-            _sync(copy)
+            sync(copy)
             payloads[name] = Payload(path=relative, sha256=hash_file(copy), bytes=copy.stat().st_size)
         complete = manifest.model_copy(update={"payloads": payloads})
         content = complete.model_dump(mode="json")
@@ -253,7 +268,7 @@ def write_bytes(file: Path, data: bytes) -> None:
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
     try:
         scratch.write_bytes(data)
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
@@ -269,7 +284,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        _sync(scratch)
+        sync(scratch)
         if target.exists():
             target.rename(retired)
         try:
@@ -278,13 +293,14 @@ def replace_folder(target: Path) -> Iterator[Path]:
             if retired.exists():
                 retired.rename(target)
             raise
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)

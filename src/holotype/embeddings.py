@@ -8,23 +8,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from holotype.config import ModelConfig
 from holotype.dataset import Dataset, cache_folder, cache_root
-from holotype.models import Architecture, choose_device, pretrained, recipe_of
+from holotype.models import architecture_of, choose_device, pretrained
 from holotype.onnx_export import export_onnx
 from holotype.preprocess import Pixels, Preprocess
 from holotype.progress import note, track
 from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
 
-__all__ = ["Backbone", "embed"]
+__all__ = ["Backbone", "Embedding", "embed", "embeddings_of"]
 
 Floats = npt.NDArray[np.float32]
 
 _BATCH = 8  # on CPUs as fast as larger ones, with a quarter of the memory of 32
+
+
+class Embedding(Protocol):
+    """What gives the embeddings of pixels, and a key for those it has computed."""
+
+    @property
+    def key(self) -> str: ...
+
+    def __call__(self, images: Pixels) -> Floats: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Backbone:
         """Hash of all that decides an embedding: architecture, weights and pixel path."""
         file = Path(self.model.weights)
         content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-        parts = (self.model.name, self.model.weights, content, self.spec.digest)
+        model = self.model
+        parts = (model.name, model.weights, content, model.attention, model.stem, self.spec.digest)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @cached_property
@@ -50,15 +61,7 @@ class Backbone:
         file = cache_root() / "backbones" / f"{self.model.name}-{self.key}.onnx"
         if device.type == "cpu" and file.is_file():
             return load_onnx(file, threads=available_cores())
-        recipe = recipe_of(self.model.name)
-        architecture = Architecture(
-            name=self.model.name,
-            classes=2,
-            height=self.spec.height,
-            width=self.spec.width,
-            mean=recipe.mean,
-            std=recipe.std,
-        )
+        architecture = architecture_of(self.model, self.spec, classes=2)
         classifier, origin = pretrained(architecture, weights=self.model.weights)
         note(f"embeddings by {self.model.name} ({origin} weights), {self.spec}")
         if device.type != "cpu":
@@ -74,11 +77,16 @@ class Backbone:
 
     def __call__(self, images: Pixels) -> Floats:
         """`float32[N, D]` of `uint8[N, H, W, 3]`, in small batches."""
-        starts = range(0, len(images), _BATCH)
-        return np.concatenate([self.runtime.run(images[at : at + _BATCH]).embedding for at in starts])
+        return embeddings_of(self.runtime, images)
 
 
-def embed(dataset: Dataset, *, backbone: Backbone) -> Floats:
+def embeddings_of(runtime: Runtime, images: Pixels) -> Floats:
+    """`float32[N, D]` of `uint8[N, H, W, 3]`, in small batches."""
+    starts = range(0, len(images), _BATCH)
+    return np.concatenate([runtime.run(images[at : at + _BATCH]).embedding for at in starts])
+
+
+def embed(dataset: Dataset, *, backbone: Embedding) -> Floats:
     """`float32[N, D]`, the embedding of every row of `dataset`.
 
     Those of images with equal pixels are computed once, and what an earlier call computed is read back, also

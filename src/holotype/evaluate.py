@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from holotype.bundle import MANIFEST
+from holotype.bundle import home_of
 from holotype.config import EvaluateConfig
 from holotype.dataset import dataset_name, open_dataset, recorded_source
 from holotype.predictor import load
@@ -40,6 +40,5 @@ def evaluate(
 
 
 def report_folder(target: Path, source: Path, split: str) -> Path:
-    """Where an evaluation goes by default: into the run folder, or beside the bundle, which is immutable."""
-    home = target.parent if (target / MANIFEST).is_file() else target
-    return home / f"evaluate-{dataset_name(source)}-{split}"
+    """Where an evaluation goes by default."""
+    return home_of(target) / f"evaluate-{dataset_name(source)}-{split}"

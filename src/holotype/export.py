@@ -112,16 +112,10 @@ def _convert(source: Bundle, kind: ExportFormat, scratch: Path) -> tuple[dict[Pa
 
 def _export_from_weights(source: Bundle, file: Path) -> Path:
     require("torch", extra="train", purpose="export to ONNX")
-    architecture, weights = source.payload("architecture"), source.payload("weights")
-    if architecture is None or weights is None:
-        raise BundleError(
-            "has no torch weights to export",
-            where=source.path,
-            fix="give the bundle that holotype train wrote",
-        )
-    from holotype.models import Architecture, build
+    files = source.network_files(purpose=" to export", fix="give the bundle that holotype train wrote")
+    from holotype.models import open_network
     from holotype.onnx_export import export_onnx
 
-    classifier = build(Architecture.model_validate_json(architecture.read_text()), weights)
-    export_onnx(classifier, file, classes=source.manifest.classes, preprocess=source.manifest.preprocess)
+    manifest = source.manifest
+    export_onnx(open_network(*files), file, classes=manifest.classes, preprocess=manifest.preprocess)
     return file

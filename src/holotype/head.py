@@ -14,6 +14,7 @@ from torch.nn import functional
 from holotype.config import FitConfig
 from holotype.errors import TrainingError
 from holotype.imbalance import class_weights, settle
+from holotype.loss import criterion
 from holotype.metrics import confusion_matrix, expected_calibration_error, log_loss, macro_f1, per_class
 from holotype.policy import Policy, probabilities
 from holotype.preprocess import Pixels
@@ -22,6 +23,7 @@ from holotype.runlog import RunLog
 from holotype.runtime import Runtime
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "Features",
     "HeadFit",
     "Scores",
@@ -37,6 +39,9 @@ __all__ = [
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 _Loss = Callable[[torch.Tensor], torch.Tensor]
+
+LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
+"""Metrics of which less is better."""
 
 # Strengths of the L2 penalty, from the strongest: each solution starts the next fit.
 _PENALTIES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
@@ -99,7 +104,7 @@ def better(new: Scores, old: Scores | None, *, metric: str) -> bool:
     if old is None:
         return True
     before, after = getattr(old, metric), getattr(new, metric)
-    if metric in ("log_loss", "ece"):
+    if metric in LOWER_IS_BETTER:
         before, after = -before, -after
     return bool(after > before or (after == before and new.log_loss < old.log_loss))
 
@@ -130,14 +135,15 @@ def fit_head(
     names: Sequence[str] = (),
     weights: npt.NDArray[np.float64] | None = None,
 ) -> HeadFit:
-    """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989) on standardised features.
+    """Multinomial logistic regression by L-BFGS (Liu & Nocedal 1989) on features of about equal size.
 
     Minimises the mean loss + l2 / 2 * |W|^2 for each of six l2, and keeps the one that is best on validation
     by `config.metric`. The loss is that of fine-tuning, with the same remedy against unequal classes; `names`
     of the classes are needed where `config.focal_alpha` goes by name. `weights: float64[N]` say how often
     each of N images is shown in an epoch (mirrored twins have those of theirs): here they weigh its loss,
     which is what drawing comes to in expectation. None is each once, or as the sampler draws.
-    Standardisation is folded into the returned weight and bias.
+    Features are centred and divided by sqrt(s^2 + m^2) of their deviation s and the median m of all, so that
+    one that is almost always the same is not blown up; that is folded into the returned weight and bias.
     """
     loss_of = _mean_loss(train.labels, classes=classes, config=config, names=names, weights=weights)
     problem = _Standardised.of(train, classes=classes, rounded=True)
@@ -198,9 +204,6 @@ def _mean_loss(
         weights = class_weights(counts)[labels]
     if remedy in ("none", "sampler"):
         return _cross_entropy(labels, smoothing=config.label_smoothing, weights=weights)
-    # Not at the top: it opens the room of the loop, which imports this one.
-    from holotype.fit.loss import criterion
-
     if isinstance(config.focal_alpha, dict) and not names:
         raise AssertionError("weights by name need the names")
     losses = criterion(
@@ -224,9 +227,9 @@ def _cross_entropy(labels: Labels, *, smoothing: float, weights: npt.NDArray[np.
 
 @dataclass(frozen=True)
 class _Standardised:
-    """Features of mean 0 and deviation 1, and the head that is fitted to them in place.
+    """Features of mean 0 and deviation below 1, and the head that is fitted to them in place.
 
-    With a triangle R what is fitted is `free = W R`, else W itself. R R' is the correlation + 1: features say
+    With a triangle R what is fitted is `free = W R`, else W itself. R R' is the covariance + 1: features say
     much the same as each other, and in these coordinates the loss is rounder. Down the whole path of
     penalties that takes half the evaluations; it does not pay for the strong ones alone.
     """
@@ -240,7 +243,8 @@ class _Standardised:
 
     @classmethod
     def of(cls, features: Features, *, classes: int, rounded: bool) -> _Standardised:
-        mean, scale = features.values.mean(axis=0), features.values.std(axis=0) + 1e-6
+        mean, deviation = features.values.mean(axis=0), features.values.std(axis=0)
+        scale = np.hypot(deviation, np.median(deviation)) + 1e-6
         if not np.isfinite(scale).all():
             raise TrainingError(
                 "the backbone answers with what is no number", fix="check the file of model.weights"
@@ -258,7 +262,7 @@ class _Standardised:
         )
 
     def weight(self) -> torch.Tensor:
-        """`float32[C, D]`, of standardised features."""
+        """`float32[C, D]`, of the scaled features."""
         if self.triangle is None:
             return self.free
         weight: torch.Tensor = torch.linalg.solve_triangular(

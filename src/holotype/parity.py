@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,13 +116,16 @@ def check_enough(images: int) -> None:
         )
 
 
-def sample_rows(dataset: Dataset, *, count: int) -> npt.NDArray[np.int64]:
-    """`count` rows for the gate, spread over classes: of validation, then of the other splits."""
+def sample_rows(dataset: Dataset, *, count: int, without: Collection[int] = ()) -> npt.NDArray[np.int64]:
+    """`count` rows for the gate, spread over classes: of validation, then of the other splits.
+
+    `without` are rows whose files have broken since the dataset was read.
+    """
     chosen: list[npt.NDArray[np.int64]] = []
     for split in _ORDER:
         lacking = count - sum(len(rows) for rows in chosen)
         if lacking > 0 and split in dataset.splits:
-            rows = dataset.rows(split)
+            rows = np.setdiff1d(dataset.rows(split), list(without))
             chosen.append(
                 rows[np.linspace(0, len(rows) - 1, min(lacking, len(rows))).round().astype(np.int64)]
             )

@@ -12,7 +12,16 @@ from typing import Self
 from holotype.bundle import write_text
 from holotype.errors import ConfigError
 
-__all__ = ["METRIC_COLUMNS", "TIMING_COLUMNS", "Row", "RunLog", "create_run", "csv_text", "read_rows"]
+__all__ = [
+    "METRIC_COLUMNS",
+    "TIMING_COLUMNS",
+    "Row",
+    "RunLog",
+    "check_name",
+    "create_run",
+    "csv_text",
+    "read_rows",
+]
 
 Row = Mapping[str, float | int | str]
 
@@ -79,12 +88,17 @@ class RunLog:
             write_text(self.folder / name, csv_text(rows, columns, header=True))
 
 
-def create_run(runs: Path, name: str) -> Path:
-    """A fresh folder `runs/name`, or `name-2`, `name-3` … where that is taken."""
+def check_name(name: str, *, of: str) -> None:
+    """`ConfigError` where no folder can be called `name`."""
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise ConfigError(
-            "is not a name for a run", where=name or "(empty)", fix="use letters, digits, - and _"
+            f"is not a name for {of}", where=name or "(empty)", fix="use letters, digits, - and _"
         )
+
+
+def create_run(runs: Path, name: str) -> Path:
+    """A fresh folder `runs/name`, or `name-2`, `name-3` … where that is taken."""
+    check_name(name, of="a run")
     number = 1
     while True:
         folder = runs / (name if number == 1 else f"{name}-{number}")

@@ -250,16 +250,12 @@ class _TorchRuntime:
 
 
 def _open_torch(bundle: Bundle, *, device: str) -> Runtime:
-    architecture, weights = bundle.payload("architecture"), bundle.payload("weights")
-    if architecture is None or weights is None:
-        raise BundleError("has no torch weights", where=bundle.path, fix="use --runtime onnxruntime")
+    files = bundle.network_files(fix="use --runtime onnxruntime")
     require("torch", extra="train", purpose="the torch runtime")
-    from holotype.models import Architecture, build, choose_device
+    from holotype.models import choose_device, open_network
 
     chosen = str(choose_device(device))
-
-    classifier = build(Architecture.model_validate_json(architecture.read_text()), weights)
-    return torch_runtime(classifier, device=chosen)
+    return torch_runtime(open_network(*files), device=chosen)
 
 
 def torch_runtime(classifier: Any, *, device: str) -> Runtime:

@@ -288,7 +288,7 @@ def _write_bundle(run: _Run, learned: Learned, scratch: Path, *, exported: bool)
     onnx = load_onnx(model_file, threads=available_cores())
     validation = dataset.labels(dataset.rows("validation"))
     policy = Policy(temperature=fit_temperature(learned.best.logits, validation))
-    rows = sample_rows(dataset, count=_PARITY_IMAGES)
+    rows = sample_rows(dataset, count=_PARITY_IMAGES, without=session.quarantine.errors)
     images = np.concatenate(list(dataset.pixels([rows])))
     parity = check_parity(
         torch_runtime(classifier, device="cpu"),

@@ -13,8 +13,11 @@ from holotype.cli.options import (
     Json,
     Quiet,
     Recipe,
+    RuntimeName,
     Set,
+    Split,
     Target,
+    TrainedOn,
     given,
     need_training_libraries,
     settings_from,
@@ -25,12 +28,6 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-DataFlag = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="DATA", help="the dataset; default: what the bundle was trained on"),
-]
-SplitFlag = Annotated[str | None, typer.Option("--split", help="auto, train, validation or test")]
-
 
 @app.command()
 def explain(
@@ -40,8 +37,8 @@ def explain(
         list[str] | None,
         typer.Argument(metavar="PATHS", help="images; default: those of the most confused classes"),
     ] = None,
-    data: DataFlag = None,
-    split: SplitFlag = None,
+    data: TrainedOn = None,
+    split: Split = None,
     pairs: Annotated[int | None, typer.Option("--pairs", help="confused pairs shown; default 3")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder of the page and the picture")] = None,
     as_json: Json = False,
@@ -78,15 +75,13 @@ def explain(
 def hard_samples(
     target: Target,
     *,
-    data: DataFlag = None,
-    split: SplitFlag = None,
+    data: TrainedOn = None,
+    split: Split = None,
     count: Annotated[int | None, typer.Option("--count", help="hardest images; default 50")] = None,
     neighbours: Annotated[
         int | None, typer.Option("--neighbours", help="nearest training images of each; default 3")
     ] = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")
-    ] = None,
+    runtime: RuntimeName = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.csv", help="the list; a page goes beside it")
     ] = None,

@@ -18,7 +18,10 @@ from holotype.cli.options import (
     Output,
     Quiet,
     Recipe,
+    Runs,
+    RuntimeName,
     Set,
+    Split,
     Target,
     given,
     need_training_libraries,
@@ -40,7 +43,7 @@ app = typer.Typer()
 def demo(
     *,
     data: Annotated[Path, typer.Option("--data", help="where the digits are written")] = Path("digits"),
-    runs: Annotated[Path, typer.Option("--runs", help="where run folders are made")] = Path("runs"),
+    runs: Runs = Path("runs"),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -98,7 +101,7 @@ def train(
         float | None,
         typer.Option("--cache-limit", metavar="GB", help="pixel cache; default: a fifth of the free disk"),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="where run folders are made")] = Path("runs"),
+    runs: Runs = Path("runs"),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -154,10 +157,8 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Argument(metavar="[DATA]", help="default: what the bundle was trained on")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="auto, train, validation or test")] = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")
-    ] = None,
+    split: Split = None,
+    runtime: RuntimeName = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder for the report")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -191,9 +192,7 @@ def predict(
     ],
     style: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, csv or jsonl")] = "table",
     top: Annotated[int | None, typer.Option("--top", help="classes listed per image")] = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")
-    ] = None,
+    runtime: RuntimeName = None,
     show_input: Annotated[
         Path | None,
         typer.Option("--show-input", metavar="FOLDER", help="also write what the model sees, as PNG"),
@@ -266,9 +265,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="address; default 127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option("--port", help="default 8000; 0 takes a free one")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="inference processes; default 1")] = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")
-    ] = None,
+    runtime: RuntimeName = None,
     quiet: Quiet = False,
     debug: Debug = False,
     settings: Set = None,

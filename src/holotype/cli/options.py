@@ -25,8 +25,12 @@ __all__ = [
     "Output",
     "Quiet",
     "Recipe",
+    "Runs",
+    "RuntimeName",
     "Set",
+    "Split",
     "Target",
+    "TrainedOn",
     "given",
     "need_training_libraries",
     "settings_from",
@@ -51,6 +55,14 @@ Data = Annotated[
 Target = Annotated[
     Path, typer.Argument(metavar="TARGET", help="a bundle, or a run folder, which means its best")
 ]
+
+TrainedOn = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DATA", help="the dataset; default: what the bundle was trained on"),
+]
+Split = Annotated[str | None, typer.Option("--split", help="auto, train, validation or test")]
+RuntimeName = Annotated[str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")]
+Runs = Annotated[Path, typer.Option("--runs", help="where run folders are made")]
 
 Section = TypeVar("Section", bound="BaseModel")
 

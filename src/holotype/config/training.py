@@ -247,7 +247,7 @@ class FitConfig(BaseModel):
     )
     backbone_rate: float = Field(1.0, gt=0, le=1, description="rate of the backbone as a share of the head's")
     l2: float = Field(0.0, ge=0, description="l2 / 2 times the squared weights is added to the loss")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="mass spread over the other classes")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="mass spread over all classes")
     imbalance: Literal["none", "weights", "sampler", "focal", "logit-adjust", "auto"] = Field(
         "none",
         description="what is done about unequal classes: weights: of the loss | sampler: classes are drawn"

@@ -83,6 +83,12 @@ class Dataset:
         return tuple(contents(self.table))
 
     @cached_property
+    def _positions(self) -> Rows:
+        """The position in `classes` of every row's label; training asks at every step."""
+        position = {label: i for i, label in enumerate(self.classes)}
+        return np.array([position[label] for label in self.table["label"]], dtype=np.int64)
+
+    @cached_property
     def _cached_rows(self) -> dict[Shape, Rows]:
         """By view: the row of every example in its store; only of views that hold all of them."""
         return {
@@ -108,8 +114,7 @@ class Dataset:
 
     def labels(self, rows: Rows) -> Rows:
         """`int64[N]`, positions in `classes` of the labels of `rows`."""
-        position = {label: i for i, label in enumerate(self.classes)}
-        return np.array([position[label] for label in self.table["label"].gather(rows)], dtype=np.int64)
+        return self._positions[rows]
 
     def paths(self, rows: Rows) -> tuple[str, ...]:
         """The paths of `rows` as the dataset names them: relative to `root`, POSIX."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
@@ -123,7 +126,9 @@ def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Ite
     from joblib.externals.loky import get_reusable_executor
 
     cores = available_cores()
-    pool: Any = get_reusable_executor(max_workers=cores, timeout=60)
+    pool: Any = get_reusable_executor(
+        max_workers=cores, timeout=60, initializer=_end_with, initargs=(os.getpid(),)
+    )
     pending: deque[tuple[Task, Future[Result]]] = deque()
     try:
         for task in tasks:
@@ -140,6 +145,17 @@ def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Ite
     finally:
         for _, future in pending:
             future.cancel()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, which may be killed without a word to it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _scan_chunk(task: _ScanTask) -> list[Scanned]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from holotype.bundle import MANIFEST, Bundle, open_bundle, write_text
+from holotype.bundle import Bundle, home_of, open_bundle, write_text
 from holotype.config import ExplainConfig
 from holotype.dataset import Dataset, Split, dataset_name, open_dataset, recorded_source
-from holotype.errors import BundleError, ConfigError, DatasetError, ImageError, require
+from holotype.errors import ConfigError, DatasetError, ImageError, require
 from holotype.explain.contract import ConfusedClasses, Evidence, Explanation, Shown
 from holotype.explain.page import Group, write_page, write_picture
 from holotype.metrics import Predictions, confusion_matrix, most_confused
-from holotype.models import Architecture, Classifier, build, choose_device
+from holotype.models import Classifier, choose_device, open_network
 from holotype.predictor import Predictor, load
 from holotype.preprocess import Limits, Pixels
 from holotype.progress import track
@@ -73,15 +73,14 @@ def explain(
         require(library, extra="train", purpose="drawing an explanation")
     network = _open(Path(target), config, device=device)
     bundle = network.predictor.bundle
-    home = Path(target).parent if (Path(target) / MANIFEST).is_file() else Path(target)
     if paths:
-        folder = Path(out) if out is not None else home / "explain-images"
+        folder = Path(out) if out is not None else home_of(target) / "explain-images"
         explanation, groups = _named(network, [str(path) for path in paths], folder=folder)
     else:
         source = Path(data) if data is not None else recorded_source(bundle)
         dataset = open_dataset(source, spec=bundle.manifest.preprocess, config=config.data)
         split = choose_split(dataset, wanted=config.split)
-        folder = Path(out) if out is not None else home / f"explain-{dataset_name(source)}-{split}"
+        folder = Path(out) if out is not None else home_of(target) / f"explain-{dataset_name(source)}-{split}"
         explanation, groups = _confused(network, dataset, split, config=config, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "explain.json", explanation.model_dump_json(indent=1) + "\n")
@@ -92,15 +91,12 @@ def explain(
 
 def _open(target: Path, config: ExplainConfig, *, device: str) -> _Network:
     bundle = open_bundle(target)
-    architecture, weights = bundle.payload("architecture"), bundle.payload("weights")
-    if architecture is None or weights is None:
-        raise BundleError(
-            "has no torch weights, whose gradients say where the evidence is",
-            where=bundle.path,
-            fix="explain the bundle that holotype train wrote",
-        )
+    files = bundle.network_files(
+        purpose=", whose gradients say where the evidence is",
+        fix="explain the bundle that holotype train wrote",
+    )
     chosen = choose_device(device)
-    classifier = build(Architecture.model_validate_json(architecture.read_text()), weights).to(chosen)
+    classifier = open_network(*files).to(chosen)
     predictor = load(
         bundle.path,
         runtime="auto" if chosen.type == "cpu" else "torch",  # on a CPU others are several times as fast

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,9 @@ class Feed:
     micro_batch: int
     quarantine: Quarantine
 
-    @property
+    @cached_property
     def rows(self) -> npt.NDArray[np.int64]:
+        """`int64[N]`, the rows that are trained on; asked for at every step."""
         return self.dataset.rows("train")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from holotype.bundle import hash_file
+from holotype.bundle import hash_file, sync
 from holotype.errors import TrainingError
 from holotype.progress import note
 
@@ -51,11 +50,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         older = _generations(folder)
         save_file(tensors, scratch, metadata={"state": content})
-        _sync(scratch)
+        sync(scratch)
         number = 1 + max((number for number, _ in older), default=0)
         file = folder / f"checkpoint-{number:06d}-{hash_file(scratch)[:_HASH_LENGTH]}.safetensors"
         scratch.replace(file)
-        _sync(folder)
+        sync(folder)
         for _, stale in older[_KEPT - 1 :]:
             stale.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
@@ -162,16 +161,6 @@ def _read(file: Path) -> Checkpoint:
     with safe_open(file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         return Checkpoint(tensors, json.loads(opened.metadata()["state"]))
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _pack(value: Any, *, name: str, tensors: Tensors) -> Any:

@@ -1,7 +1,7 @@
 """Stage 2 of training: the loop that fine-tunes the last blocks, or all, from the fitted head.
 
-It reads top to bottom: `fine_tune` is the epochs, `_epoch` the steps, `_part` one forward and backward,
-`_update` the optimizer's step. What a checkpoint must hold is in `Position`; everything else is a pure
+It reads top to bottom: `fine_tune` is the epochs, `_epoch` one of them, `_step` the optimizer's steps,
+`_part` one forward and backward. What a checkpoint must hold is in `Position`; everything else is a pure
 function of the settings and of the numbers in it, so that a resumed run is the run.
 """
 
@@ -29,15 +29,15 @@ from holotype.errors import TrainingError
 from holotype.fit.batches import Batch, Feed, feed_epoch
 from holotype.fit.freeze import apply_freezing, training_mode
 from holotype.fit.interrupt import Interrupt, interruptible
-from holotype.fit.loss import Criterion, distilled
 from holotype.fit.monitor import Monitor
 from holotype.fit.optimizer import add_l2, build_optimizer
 from holotype.fit.processes import Processes
 from holotype.fit.schedule import Schedule, build_schedule
 from holotype.fit.teacher import Teacher
 from holotype.head import Floats, Scores, batches_of, better, score_logits, validation_columns
+from holotype.loss import Criterion, distilled
 from holotype.metrics import macro_f1
-from holotype.models import Classifier
+from holotype.models import Classifier, weights_of
 from holotype.progress import Tracker, note, track
 from holotype.runlog import Row, RunLog
 
@@ -77,6 +77,10 @@ class Plan:
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
         return math.ceil(len(self.feed.rows) / self.config.fit.batch_size)
+
+    def number(self, position: Position) -> int:
+        """How many optimizer steps of the run come before the next one."""
+        return (position.epoch - 1) * self.steps + position.step
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,11 @@ class Tools:
         """The network that validation sees: the averaged one where there is one."""
         return cast("Classifier", self.average.module) if self.average is not None else self.classifier
 
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of every parameter group."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
 
 @dataclass
 class Position:
@@ -142,6 +151,11 @@ class Position:
     overflows: int = 0
     stopped: bool = False
     sums: dict[str, float] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Begin the epoch's losses and confusion anew."""
+        self.losses[:] = np.nan
+        self.confusion[:] = 0
 
 
 def fine_tune(
@@ -202,8 +216,7 @@ def _epoch(
     fit, processes = plan.config.fit, tools.processes
     training_mode(tools.classifier, freeze_norm=bool(fit.freeze_norm))
     if position.step == 0:
-        position.losses[:] = np.nan
-        position.confusion[:] = 0
+        position.forget()
     saved = began = time.perf_counter()
     batches = feed_epoch(
         plan.feed,
@@ -243,7 +256,7 @@ def _steps(batches: Iterator[Batch]) -> Iterator[list[Batch]]:
 def _step(tools: Tools, plan: Plan, position: Position, parts: list[Batch], *, asked: bool) -> bool:
     """One optimizer step; True where any process was asked to stop."""
     fit, processes = plan.config.fit, tools.processes
-    number = (position.epoch - 1) * plan.steps + position.step
+    number = plan.number(position)
     begun = time.perf_counter()
     tools.schedule.set_rates(tools.optimizer, number)
     # (1) losses and gradients of every part
@@ -274,7 +287,7 @@ def _step(tools: Tools, plan: Plan, position: Position, parts: list[Batch], *, a
         loss=loss,
         accuracy=right / total,
         gradient_norm=norm,
-        rates=[float(group["lr"]) for group in tools.optimizer.param_groups],
+        rates=tools.rates,
         before=before,
         images=total,
         seconds=time.perf_counter() - begun,
@@ -342,21 +355,27 @@ def _check_finite(
     position.overflows += 1
     if math.isfinite(loss) and tools.accelerator.scaler is not None and position.overflows <= _OVERFLOWS:
         return
-    rates = [float(group["lr"]) for group in tools.optimizer.param_groups]
-    number = (position.epoch - 1) * plan.steps + position.step
-    tools.monitor.fail_step(number, epoch=position.epoch, loss=loss, gradient_norm=norm, rates=rates)
+    tools.monitor.fail_step(
+        plan.number(position), epoch=position.epoch, loss=loss, gradient_norm=norm, rates=tools.rates
+    )
     rows = np.concatenate([part.samples.rows for part in parts])
     names = ", ".join(plan.feed.dataset.paths(rows)[:8])
+    raise _diverged(
+        f"loss {loss:g}, gradient norm {norm:g} in epoch {position.epoch}, batch of {names}", tools, plan
+    )
+
+
+def _diverged(what: str, tools: Tools, plan: Plan) -> TrainingError:
+    """The error with the likeliest cause, as the steps so far show it, and the settings against that."""
     evidence = Evidence(
         plan.config, metrics=(), steps=tools.monitor.rows, timings=(), counts=plan.feed.dataset.counts()
     )
-    causes = [finding for finding in diagnose(evidence) if finding.severity == "warning"]
-    raise TrainingError(
-        f"loss {loss:g}, gradient norm {norm:g} in epoch {position.epoch}, batch of {names}"
-        + "".join(f"; {finding.evidence}" for finding in causes[:1]),
-        fix=", ".join(f"--set {setting}" for setting in causes[0].settings)
-        if causes and causes[0].settings
-        else "lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images",
+    causes = [finding for finding in diagnose(evidence) if finding.severity == "warning"][:1]
+    settings = [setting for finding in causes for setting in finding.settings]
+    return TrainingError(
+        "; ".join([what, *(finding.evidence.rstrip(".") for finding in causes)]),
+        fix=", ".join(f"--set {setting}" for setting in settings)
+        or "lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images",
     )
 
 
@@ -375,15 +394,14 @@ def _judge(tools: Tools, plan: Plan, position: Position, *, log: RunLog, watch: 
     begun = time.perf_counter()
     merge_counts(position, tools.processes)
     logits = validate(tools.judged, plan, accelerator=tools.accelerator, processes=tools.processes)
+    if not np.isfinite(logits).all():
+        raise _diverged(f"answers that are no numbers after epoch {position.epoch}", tools, plan)
     scores = score_logits(logits, dataset.labels(dataset.rows("validation")))
     _write(tools, position, scores, log=log, validated=time.perf_counter() - begun)
     _tell(plan, position, scores, tools=tools)
     improved = better(scores, position.best.scores if position.best else None, metric=fit.metric)
     if improved:
-        state = {
-            name: value.detach().cpu().clone() for name, value in tools.judged.network.state_dict().items()
-        }
-        position.best, position.waiting = Best(state, scores, logits), 0
+        position.best, position.waiting = Best(weights_of(tools.judged), scores, logits), 0
     else:
         position.waiting += 1
     tools.schedule.judge(improved)
@@ -405,8 +423,7 @@ def merge_counts(position: Position, processes: Processes) -> None:
         position.losses[:] = np.where(seen.any(0), np.nanmax(np.where(seen, losses, -np.inf), axis=0), np.nan)
         position.confusion[:] = sum(confusion for _, confusion in everywhere)
     else:
-        position.losses[:] = np.nan
-        position.confusion[:] = 0
+        position.forget()
 
 
 def validate(classifier: Classifier, plan: Plan, *, accelerator: Accelerator, processes: Processes) -> Floats:
@@ -428,7 +445,7 @@ def _write(tools: Tools, position: Position, scores: Scores, *, log: RunLog, val
     metrics: dict[str, float | int | str] = {
         "stage": "fine-tune",
         "epoch": position.epoch,
-        "learning_rate": max(float(group["lr"]) for group in tools.optimizer.param_groups),
+        "learning_rate": max(tools.rates),
         "train_loss": sums["loss"] / sums["seen"],
         "train_accuracy": sums["right"] / sums["seen"],
         "train_macro_f1": float(macro_f1(position.confusion[None])[0]) if position.confusion.any() else 0.0,

@@ -9,7 +9,6 @@ import torch
 
 from holotype.config import Cosine, FitConfig, OneCycle, Plateau, Step
 from holotype.errors import TrainingError
-from holotype.progress import note
 
 __all__ = ["Schedule", "build_schedule"]
 
@@ -22,9 +21,6 @@ _MOST_MOMENTUM = 0.99
 
 def build_schedule(config: FitConfig, *, steps_per_epoch: int) -> Schedule:
     """The schedule of `config` over `config.epochs` epochs."""
-    usual = FitConfig.model_fields["warmup"].default
-    if isinstance(config.schedule, OneCycle) and config.warmup != usual:
-        note("fit.warmup has no effect with one-cycle: fit.schedule.rise says how long the rate rises")
     return Schedule(config, steps_per_epoch=steps_per_epoch)
 
 

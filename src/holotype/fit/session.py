@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,32 +16,40 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from holotype.config import TrainConfig
-from holotype.dataset import Dataset, Shape, margin_shape, open_dataset
-from holotype.errors import ConfigError
+from holotype.dataset import Dataset, open_dataset
 from holotype.fit.batches import Feed
 from holotype.fit.checkpoint import Checkpoint
 from holotype.fit.convolution import faster_convolutions
 from holotype.fit.freeze import apply_freezing
 from holotype.fit.loop import Best, Learned, Plan, Position, Tools, Watch, fine_tune, prepare_tools
-from holotype.fit.loss import criterion
-from holotype.fit.memory import keep_freed_memory, naming_memory, settle_micro_batch
+from holotype.fit.memory import keep_freed_memory, naming_memory
 from holotype.fit.monitor import Monitor
-from holotype.fit.precision import choose_compile, choose_precision
+from holotype.fit.optimizer import build_optimizer
 from holotype.fit.processes import Processes, join_processes
 from holotype.fit.quarantine import Quarantine
 from holotype.fit.sampling import draw_weights
+from holotype.fit.settings import (
+    fit_shape,
+    fit_shapes,
+    idle_settings,
+    settle_measured,
+    settle_untold,
+    views,
+)
 from holotype.fit.state import restore, save
-from holotype.fit.teacher import open_teacher
+from holotype.fit.teacher import Teacher, open_teacher
 from holotype.head import HeadFit, batches_of, extract_features, fit_head
 from holotype.imbalance import settle
+from holotype.loss import Criterion, criterion
 from holotype.models import (
     Architecture,
     Classifier,
+    architecture_of,
     choose_device,
     input_spec,
     pretrained,
-    recipe_of,
     set_head,
+    weights_of,
 )
 from holotype.preprocess import Preprocess
 from holotype.progress import note
@@ -80,11 +88,16 @@ class Session:
         """The training images that broke since the dataset was read."""
         return Quarantine(self.dataset, allowed=self.config.data.max_unreadable)
 
-    @property
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Training images of each class, `int64[C]`."""
+        return _counts(self.dataset)
+
+    @cached_property
     def draw_weights(self) -> npt.NDArray[np.float64] | None:
         """How often each training image is drawn against the others, `float64[N]`; None: equally."""
         fit, rows = self.config.fit, self.dataset.rows("train")
-        counts = _counts(self.dataset)
+        counts = self.counts
         labels, paths = self.dataset.labels(rows), self.dataset.paths(rows)
         return draw_weights(labels, paths, config=fit, imbalance=settle(fit.imbalance, counts), counts=counts)
 
@@ -99,24 +112,17 @@ def open_session(
     torch.manual_seed(config.fit.seed)
     torch.use_deterministic_algorithms(config.fit.deterministic)
     spec = input_spec(config.model, config.data)
-    config = _settle(config)
+    config = settle_untold(config)
     with processes.first_goes_first():
-        dataset = open_dataset(data, spec=spec, config=config.data, shapes=_views(config, spec))
-    architecture = _architecture(config, spec, classes=len(dataset.classes))
+        dataset = open_dataset(data, spec=spec, config=config.data, shapes=views(config, spec))
+    imbalance = settle(config.fit.imbalance, _counts(dataset))
+    for idle in idle_settings(config, imbalance=imbalance):
+        note(idle)
+    config = _with_fit(config, imbalance=imbalance)
+    architecture = architecture_of(config.model, spec, classes=len(dataset.classes))
     classifier, origin = pretrained(architecture, weights=config.model.weights)
-    fit = config.fit
-    if fit.epochs:
-        size = fit_shape(config, spec)
-        precision = processes.from_first(choose_precision(classifier, fit, size=size, device=chosen))
-        compiled = processes.from_first(
-            choose_compile(classifier, fit, size=size, device=chosen, precision=precision)
-        )
-        fit = fit.model_copy(update={"precision": precision, "compile": compiled})
-    else:
-        fit = fit.model_copy(update={"precision": "fp32", "compile": False})
-    fit = fit.model_copy(update={"imbalance": settle(fit.imbalance, _counts(dataset))})
-    return Session(
-        config=config.model_copy(update={"fit": fit}),
+    session = Session(
+        config=config,
         folder=folder,
         dataset=dataset,
         architecture=architecture,
@@ -125,6 +131,10 @@ def open_session(
         device=chosen,
         processes=processes,
     )
+    if config.fit.epochs:
+        _check(session)
+    fit = settle_measured(config, classifier, spec=spec, device=chosen, processes=processes)
+    return replace(session, config=config.model_copy(update={"fit": fit}))
 
 
 def learn(
@@ -195,66 +205,42 @@ def fit_session_head(session: Session, runtime: Runtime, *, log: RunLog) -> Head
     return head
 
 
-def _settle(config: TrainConfig) -> TrainConfig:
-    """Settings whose "auto" depends on whether the weights have learned anything."""
-    fresh = config.model.weights == "none"
-    if fresh and not config.fit.epochs:
-        raise ConfigError(
-            "a head on a backbone of random weights tells nothing",
-            where="model.weights=none with fit.epochs=0",
-            fix="use weights, or fine-tune: --preset balanced",
-        )
-    fit = config.fit
-    update: dict[str, Any] = {}
-    if fit.unfreeze == "auto":
-        update["unfreeze"] = "all" if fresh or fit.freeze is not None else "most"
-    if fit.freeze_norm == "auto":
-        update["freeze_norm"] = not fresh
-    if fit.scale == "auto":
-        update["scale"] = 1.0 if fresh or recipe_of(config.model.name).fixed_size else 0.8
-    return config.model_copy(update={"fit": fit.model_copy(update=update)})
+def _with_fit(config: TrainConfig, **update: object) -> TrainConfig:
+    return config.model_copy(update={"fit": config.fit.model_copy(update=update)})
+
+
+def _check(session: Session) -> None:
+    """Make what may refuse its settings, so that it does before anything is computed or written."""
+    apply_freezing(session.classifier, session.config.fit, epoch=1)
+    build_optimizer(session.classifier, session.config.fit)
+    _criterion(session)
+    _teacher(session)
+
+
+def _criterion(session: Session) -> Criterion:
+    fit, counts = session.config.fit, session.counts
+    return criterion(
+        fit,
+        imbalance=settle(fit.imbalance, counts),
+        counts=counts,
+        classes=session.dataset.classes,
+        device=session.device,
+    )
+
+
+def _teacher(session: Session) -> Teacher | None:
+    return open_teacher(
+        session.config.distill,
+        classes=session.dataset.classes,
+        sizes=fit_shapes(session.config, session.spec),
+        device=session.device,
+    )
 
 
 def _counts(dataset: Dataset) -> npt.NDArray[np.int64]:
     """Training images of each class, `int64[C]`."""
     labels = dataset.labels(dataset.rows("train"))
     return np.bincount(labels, minlength=len(dataset.classes)).astype(np.int64)
-
-
-def _architecture(config: TrainConfig, spec: Preprocess, *, classes: int) -> Architecture:
-    recipe, model = recipe_of(config.model.name), config.model
-    return Architecture(
-        name=model.name,
-        classes=classes,
-        height=spec.height,
-        width=spec.width,
-        mean=recipe.mean,
-        std=recipe.std,
-        dropout=model.dropout,
-        drop_path=model.drop_path,
-        attention=model.attention,
-        stem=model.stem,
-    )
-
-
-def fit_shape(config: TrainConfig, spec: Preprocess, *, epoch: int | None = None) -> Shape:
-    """The size of images in an epoch of fine-tuning (None: the last): a multiple of 16, or its own."""
-    fit = config.fit
-    scale = float(fit.scale)
-    if epoch is not None and fit.scale_start is not None and fit.epochs > 1:
-        # Growing over the first half, so that the second sees the size it is judged at.
-        progress = min(2 * (epoch - 1) / fit.epochs, 1.0)
-        scale = fit.scale_start + (scale - fit.scale_start) * progress
-    if scale == 1:
-        return Shape(spec.height, spec.width)
-    return Shape(*(max(16 * round(side * scale / 16), 16) for side in (spec.height, spec.width)))
-
-
-def _views(config: TrainConfig, spec: Preprocess) -> tuple[Shape, ...]:
-    """The view that training crops are taken from; none where nothing is fine-tuned."""
-    if not config.fit.epochs:
-        return ()
-    return (margin_shape(fit_shape(config, spec), crop=config.augment.crop),)
 
 
 def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | None:
@@ -270,8 +256,7 @@ def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | Non
         if head is None:
             raise AssertionError("the first process fitted no head")
     set_head(session.classifier, head.weight, head.bias)
-    state = {name: value.detach().clone() for name, value in session.classifier.network.state_dict().items()}
-    return Best(state, head.scores, head.logits)
+    return Best(weights_of(session.classifier), head.scores, head.logits)
 
 
 def _fine_tune(
@@ -312,7 +297,9 @@ def _fine_tune(
     try:
         if checkpoint is None:
             keep(tools, position)
-        with naming_memory(micro_batch=plan.feed.micro_batch), faster_convolutions(session.classifier):
+        # A compiler fuses what it needs itself, and would not see through ours.
+        faster = nullcontext() if plan.config.fit.compile else faster_convolutions(session.classifier)
+        with naming_memory(micro_batch=plan.feed.micro_batch), faster:
             return fine_tune(tools, plan, position, log=log, save=keep, watch=watch)
     finally:
         # Not end_training: that would also part from the other processes.
@@ -322,34 +309,25 @@ def _fine_tune(
 
 
 def _plan(session: Session) -> Plan:
-    config, dataset = session.config, session.dataset
-    fit = config.fit
-    size, counts = fit_shape(config, session.spec), _counts(dataset)
-    processes = session.processes
-    micro_batch = settle_micro_batch(
-        session.classifier, fit, size=size, device=session.device, processes=processes.count
-    )
+    config, spec = session.config, session.spec
+    if config.fit.micro_batch == "auto":
+        raise AssertionError("fit.micro_batch is settled when a session is opened")
+    (view,) = views(config, spec)
     feed = Feed(
-        dataset=dataset,
-        view=_views(config, session.spec)[0],
+        dataset=session.dataset,
+        view=view,
         augment=config.augment,
-        fit=fit,
+        fit=config.fit,
         weights=session.draw_weights,
-        micro_batch=processes.from_first(micro_batch),
+        micro_batch=config.fit.micro_batch,
         quarantine=session.quarantine,
     )
     return Plan(
         config=config,
         feed=feed,
-        size=lambda epoch: fit_shape(config, session.spec, epoch=epoch),
-        criterion=criterion(
-            fit,
-            imbalance=settle(fit.imbalance, counts),
-            counts=counts,
-            classes=dataset.classes,
-            device=session.device,
-        ),
-        teacher=open_teacher(config.distill, classes=dataset.classes, size=size, device=session.device),
+        size=lambda epoch: fit_shape(config, spec, epoch=epoch),
+        criterion=_criterion(session),
+        teacher=_teacher(session),
         folder=session.folder if session.processes.first else None,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from holotype.fit.checkpoint import (
@@ -20,6 +19,7 @@ from holotype.runlog import RunLog
 
 __all__ = ["restore", "save"]
 
+_COUNTED = ("epoch", "step", "waiting", "overflows", "stopped", "sums")
 _PARTS = ("model", "average", "best", "optimizer")
 
 
@@ -42,12 +42,7 @@ def save(folder: Path, tools: Tools, position: Position, *, log: RunLog) -> None
         tensors["best_logits"] = torch.from_numpy(best.logits)
     scaler = tools.accelerator.scaler
     state = {
-        "epoch": position.epoch,
-        "step": position.step,
-        "waiting": position.waiting,
-        "overflows": position.overflows,
-        "stopped": position.stopped,
-        "sums": position.sums,
+        **{name: getattr(position, name) for name in _COUNTED},
         "best": None if best is None else asdict(best.scores),
         "optimizer": hyper,
         "schedule": tools.schedule.state(),
@@ -75,7 +70,7 @@ def restore(checkpoint: Checkpoint, tools: Tools, position: Position) -> None:
     tools.monitor.restore(state["monitor"])
     if tools.accelerator.scaler is not None and state["scaler"]:
         tools.accelerator.scaler.load_state_dict(state["scaler"])
-    for name in ("epoch", "step", "waiting", "overflows", "stopped", "sums"):
+    for name in _COUNTED:
         setattr(position, name, state[name])
     if state["best"] is not None:
         logits = checkpoint.tensors["best_logits"].numpy()
@@ -84,5 +79,4 @@ def restore(checkpoint: Checkpoint, tools: Tools, position: Position) -> None:
         position.losses[:] = checkpoint.tensors["losses"].numpy()
         position.confusion[:] = checkpoint.tensors["confusion"].numpy()
     else:
-        position.losses[:] = np.nan
-        position.confusion[:] = 0
+        position.forget()

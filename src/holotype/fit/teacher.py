@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from holotype.bundle import open_bundle
 from holotype.config import DistillConfig
 from holotype.dataset import Shape
-from holotype.errors import BundleError, ConfigError
+from holotype.errors import ConfigError
 from holotype.models import Architecture, Classifier, build, recipe_of
 
 __all__ = ["Teacher", "open_teacher"]
@@ -34,12 +34,12 @@ class Teacher:
 
 
 def open_teacher(
-    config: DistillConfig, *, classes: Sequence[str], size: Shape, device: torch.device
+    config: DistillConfig, *, classes: Sequence[str], sizes: Collection[Shape], device: torch.device
 ) -> Teacher | None:
     """The teacher that `config` names, a bundle or a run folder; None where it names none.
 
     It may know more classes than the student. `ConfigError` where it lacks one of `classes`, or takes no
-    images of `size`: nothing but the pixel path resizes. `BundleError` where it is no bundle with weights.
+    images of all `sizes`: nothing but the pixel path resizes. `BundleError` where it has no weights.
     """
     if config.teacher is None:
         return None
@@ -53,17 +53,14 @@ def open_teacher(
             where=f"distill.teacher={config.teacher}",
             fix="choose one that was trained on all classes of this dataset",
         )
-    file, weights = bundle.payload("architecture"), bundle.payload("weights")
-    if file is None or weights is None:
-        raise BundleError(
-            "has no torch weights to learn from", where=bundle.path, fix="use one that train wrote"
-        )
+    file, weights = bundle.network_files(purpose=" to learn from", fix="use one that train wrote")
     architecture = Architecture.model_validate_json(file.read_text())
     own = Shape(architecture.height, architecture.width)
-    if recipe_of(architecture.name).fixed_size and own != size:
+    other = next((size for size in sizes if size != own), None)
+    if recipe_of(architecture.name).fixed_size and other is not None:
         raise ConfigError(
             f"the teacher takes images of {own.height}x{own.width} pixels only, training shows it"
-            f" {size.height}x{size.width}",
+            f" {other.height}x{other.width}",
             where=f"distill.teacher={config.teacher}",
             fix=f"use --set data.size={own.height} --set fit.scale=1, or another teacher",
         )

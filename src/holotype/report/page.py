@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from holotype.report.contract import ClassScore, ConfusedPair, Estimate, Fault, Report
-from holotype.report.render import data_uri, write_html
+from holotype.report.render import Figure, data_uri, embed_figure, write_html
 
 __all__ = ["Thumbnail", "write_page"]
 
@@ -42,16 +41,6 @@ _FAULTS: dict[Fault, str] = {
     "label-noise": "Wrong labels",
     "input-bound": "Waiting for data",
 }
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A figure as data URIs and its natural size in CSS pixels."""
-
-    light: str
-    dark: str | None
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
@@ -146,22 +135,11 @@ def _shown(report: Report) -> list[str]:
     return list(dict.fromkeys([*paths, *(mistake.path for mistake in report.mistakes)]))
 
 
-def _embed_figures(files: Mapping[str, Path]) -> dict[str, _Figure | None]:
-    figures: dict[str, _Figure | None] = dict.fromkeys(("confusion", "reliability", "history"))
-    for name in figures:
-        if name not in files:
-            continue
-        with Image.open(files[name]) as image:
-            scale = 96 / image.info.get("dpi", (96, 96))[0]
-            width, height = round(image.width * scale), round(image.height * scale)
-        dark = files.get(f"{name}_dark")
-        figures[name] = _Figure(
-            light=data_uri(files[name].read_bytes()) or "",
-            dark=None if dark is None else data_uri(dark.read_bytes()),
-            width=width,
-            height=height,
-        )
-    return figures
+def _embed_figures(files: Mapping[str, Path]) -> dict[str, Figure | None]:
+    return {
+        name: embed_figure(files[name], files.get(f"{name}_dark")) if name in files else None
+        for name in ("confusion", "reliability", "history")
+    }
 
 
 def _percent(value: float) -> str:

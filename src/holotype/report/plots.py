@@ -1,7 +1,6 @@
 """Figures of a report as PNG files: confusion matrix, reliability diagram, training curves.
 
-Drawn with Agg through matplotlib's object interface, so nothing here touches pyplot's global state. In a
-confusion matrix blue is right and orange is wrong: the two stay apart for every common colour blindness.
+In a confusion matrix blue is right and orange is wrong: the two stay apart for every common colour blindness.
 """
 
 from __future__ import annotations
@@ -16,59 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageOps
 
 from holotype.metrics import Predictions, ReliabilityBins, expected_calibration_error, reliability_bins
 from holotype.report.contract import Confusion, HistoryRow
+from holotype.report.style import LIGHT, Theme, new_figure, ramp, save_figure, tidy, title_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
-    from matplotlib.figure import Figure
 
-__all__ = ["DARK", "LIGHT", "Theme", "confusion_png", "history_png", "reliability_png"]
+__all__ = ["confusion_png", "history_png", "reliability_png"]
 
 Floats = npt.NDArray[np.float64]
 
-_DPI = 144
 _POINTS = 72  # per inch
 _LEGIBLE = 5.5  # points
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a figure; `right` and `wrong` are ramps from few to many, `other` is a second curve."""
-
-    paper: str
-    tile: str
-    ink: str
-    soft: str
-    grid: str
-    right: tuple[str, str]
-    wrong: tuple[str, str]
-    other: str
-
-
-LIGHT = Theme(
-    paper="#ffffff",
-    tile="#f3f5f8",
-    ink="#1b1f24",
-    soft="#57606a",
-    grid="#d5dbe1",
-    right=("#a9cdec", "#0a4d8c"),
-    wrong=("#fbc58d", "#b34700"),
-    other="#a3418a",
-)
-DARK = Theme(
-    paper="#14181d",
-    tile="#1e242b",
-    ink="#e8edf2",
-    soft="#a3adb8",
-    grid="#363e47",
-    right=("#1d4f80", "#7cc0ff"),
-    wrong=("#7d3d0a", "#ffb066"),
-    other="#e89bd2",
-)
 
 
 def confusion_png(confusion: Confusion, file: Path, *, theme: Theme = LIGHT) -> None:
@@ -82,19 +43,19 @@ def confusion_png(confusion: Confusion, file: Path, *, theme: Theme = LIGHT) -> 
     shares = np.divide(100 * counts, support, out=np.zeros_like(counts), where=support > 0)
     labels = [_label(name, position=i) for i, name in enumerate(confusion.classes)]
     grid = _grid(labels)
-    figure = _figure(*grid.size, theme=theme)
+    figure = new_figure(*grid.size, theme=theme)
     for panel, (values, title) in enumerate(((counts, "Images"), (shares, "Share of the true class, %"))):
         axes = figure.add_axes(grid.place(panel), facecolor=theme.tile)
         _heat_map(axes, values, grid=grid, theme=theme, percent=panel == 1)
         _name_axes(axes, labels, grid=grid, theme=theme, rows=panel == 0 or not grid.beside)
-        axes.set_title(title, loc="left", **_title(theme))
-    _save(figure, file, theme=theme)
+        axes.set_title(title, loc="left", **title_style(theme))
+    save_figure(figure, file, theme=theme)
 
 
 def reliability_png(predictions: Predictions, file: Path, *, theme: Theme = LIGHT) -> None:
     """Accuracy against confidence in 15 bins, with 95 % intervals (Wilson 1927) and the images in each."""
     bins = reliability_bins(predictions.labels, predictions.probabilities)
-    figure = _figure(5.9, 6.2, theme=theme)
+    figure = new_figure(5.9, 6.2, theme=theme)
     upper = figure.add_axes((0.13, 0.37, 0.8, 0.55))
     lower = figure.add_axes((0.13, 0.1, 0.8, 0.18))
     _reliability_bars(upper, bins, theme=theme)
@@ -103,9 +64,9 @@ def reliability_png(predictions: Predictions, file: Path, *, theme: Theme = LIGH
     accuracy = float((predictions.predicted == predictions.labels).mean())
     confidence = float(predictions.probabilities.max(axis=1).mean())
     means = f"accuracy {accuracy:.1%}, mean confidence {confidence:.1%}".replace("%", " %")
-    upper.set_title(f"ECE {error:.1%}".replace("%", " %"), loc="left", **_title(theme))
+    upper.set_title(f"ECE {error:.1%}".replace("%", " %"), loc="left", **title_style(theme))
     upper.set_title(means, color=theme.soft, fontsize=8.5, loc="right", pad=8)
-    _save(figure, file, theme=theme)
+    save_figure(figure, file, theme=theme)
 
 
 def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIGHT) -> bool:
@@ -120,23 +81,23 @@ def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIG
     if not large:
         return False
     width = 10.4 if max(len(large), len(small)) > 1 else 5.4
-    figure = _figure(width, 3.9 + (2.9 if small else 0), theme=theme)
+    figure = new_figure(width, 3.9 + (2.9 if small else 0), theme=theme)
     parts = figure.subfigures(1 + bool(small), 1, height_ratios=(3.9, 2.9)[: 1 + bool(small)], squeeze=False)
     for number, (names, curves) in enumerate(large):
         axes = parts[0, 0].add_subplot(1, len(large), number + 1)
         _curves(axes, curves, theme=theme, names=names)
         _mark_stages(axes, [str(row.get("stage", "")) for row in history], theme=theme)
         title = "Loss" if names is _LOSSES else _best(curves, history)
-        axes.set_title(title, loc="left", **_title(theme) | {"pad": 22})
+        axes.set_title(title, loc="left", **title_style(theme) | {"pad": 22})
     parts[0, 0].subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.13, wspace=0.16)
     for number, (names, curves) in enumerate(small):
         axes = parts[1, 0].add_subplot(1, len(small), number + 1)
         _curves(axes, curves, theme=theme, names=names)
-        axes.set_title(_SMALL[names], loc="left", **_title(theme) | {"fontsize": 10})
+        axes.set_title(_SMALL[names], loc="left", **title_style(theme) | {"fontsize": 10})
         parts[1, 0].subplots_adjust(left=0.07, right=0.98, top=0.86, bottom=0.18, wspace=0.22)
     for part in parts.flat:
         part.set_facecolor(theme.paper)
-    _save(figure, file, theme=theme)
+    save_figure(figure, file, theme=theme)
     return True
 
 
@@ -207,19 +168,19 @@ def _heat_map(axes: Axes, values: Floats, *, grid: _Grid, theme: Theme, percent:
     # Where only colour speaks, mistakes get the whole of their ramp, and the bar beside it tells the scale.
     most_wrong = most if font >= _LEGIBLE else float(values[~diagonal].max(initial=0)) or 1.0
     layers: tuple[tuple[npt.NDArray[np.bool_], Colormap, Normalize], ...] = (
-        (diagonal, _ramp(theme.right), Normalize(0, most)),
-        (~diagonal, _ramp(theme.wrong), PowerNorm(0.5, 0, most_wrong)),
+        (diagonal, ramp(theme.right), Normalize(0, most)),
+        (~diagonal, ramp(theme.wrong), PowerNorm(0.5, 0, most_wrong)),
     )
-    for layer, (mask, ramp, norm) in enumerate(layers):
+    for layer, (mask, colours, norm) in enumerate(layers):
         shown = mask & (values > 0)
-        axes.imshow(np.ma.array(values, mask=~shown), cmap=ramp, norm=norm, interpolation="nearest")
+        axes.imshow(np.ma.array(values, mask=~shown), cmap=colours, norm=norm, interpolation="nearest")
         if font >= _LEGIBLE:
             for i, j in np.argwhere(shown):
-                colour = _readable_on(ramp(norm(values[i, j])))
+                colour = _readable_on(colours(norm(values[i, j])))
                 number = _cell(values[i, j], percent=percent)
                 axes.text(j, i, number, ha="center", va="center", fontsize=font, color=colour)
         else:
-            _colour_bar(axes, ramp, norm, position=layer, theme=theme, panel=grid.panel)
+            _colour_bar(axes, colours, norm, position=layer, theme=theme, panel=grid.panel)
     if grid.cell > 0.12:
         edges = np.arange(len(values) + 1) - 0.5
         axes.hlines(edges, -0.5, len(values) - 0.5, color=theme.paper, linewidth=min(1.2, grid.cell * 4))
@@ -233,13 +194,13 @@ def _cell(value: float, *, percent: bool) -> str:
 
 
 def _colour_bar(
-    axes: Axes, ramp: Colormap, norm: Normalize, *, position: int, theme: Theme, panel: float
+    axes: Axes, colours: Colormap, norm: Normalize, *, position: int, theme: Theme, panel: float
 ) -> None:
     from matplotlib.cm import ScalarMappable
 
     height = 3.2 / panel
     where = axes.inset_axes((1 + (0.2 + 0.65 * position) / panel, 0.97 - height, 0.14 / panel, height))
-    bar = axes.figure.colorbar(ScalarMappable(norm, ramp), cax=where)
+    bar = axes.figure.colorbar(ScalarMappable(norm, colours), cax=where)
     bar.outline.set_visible(False)
     where.tick_params(labelsize=7, colors=theme.soft, length=2)
     where.set_title(("right", "wrong")[position], fontsize=8, color=theme.soft, pad=5)
@@ -316,12 +277,6 @@ def _ems(label: str) -> float:
     return sum(1.0 if c in wide else 0.75 if c.isupper() else 0.6 for c in label)
 
 
-def _ramp(ends: tuple[str, str]) -> Colormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("ramp", ends)
-
-
 def _readable_on(colour: tuple[float, ...]) -> str:
     """Black or white, whichever contrasts more (relative luminance of WCAG 2)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
@@ -350,7 +305,7 @@ def _reliability_bars(axes: Axes, bins: ReliabilityBins, *, theme: Theme) -> Non
     axes.vlines(x, low, high, color=theme.ink, linewidth=1.2, label="95 % interval of accuracy", zorder=5)
     axes.plot([0, 1], [0, 1], color=theme.soft, linestyle=(0, (4, 3)), linewidth=1.2, zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 1.005))
-    _tidy(axes, theme=theme, percent="both")
+    tidy(axes, theme=theme, percent="both")
     axes.set_ylabel("accuracy", color=theme.soft, fontsize=9)
     axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=theme.ink)
 
@@ -371,7 +326,7 @@ def _bin_counts(axes: Axes, count: npt.NDArray[np.int64], *, theme: Theme) -> No
                 color=theme.ink,
             )
     axes.set(xlim=(0, 1), ylim=(0, 1.18 * count.max()))
-    _tidy(axes, theme=theme, percent="x")
+    tidy(axes, theme=theme, percent="x")
     axes.set_ylabel("images", color=theme.soft, fontsize=9)
     axes.set_xlabel("confidence (probability of the answer)", color=theme.soft, fontsize=9)
 
@@ -458,7 +413,7 @@ def _curves(axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: _N
         )
     axes.set_xlim(0.5, len(next(iter(curves.values()))) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    _tidy(axes, theme=theme, percent="y" if names in (_SCORES, _GAP) else "")
+    tidy(axes, theme=theme, percent="y" if names in (_SCORES, _GAP) else "")
     axes.set_xlabel("epoch", color=theme.soft, fontsize=9)
     if first != last:
         axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
@@ -486,45 +441,3 @@ def _mark_stages(axes: Axes, stages: Sequence[str], *, theme: Theme) -> None:
 
 
 # --- shared -----------------------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float, *, theme: Theme) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=_DPI, facecolor=theme.paper)
-
-
-def _title(theme: Theme) -> dict[str, Any]:
-    return {"color": theme.ink, "fontsize": 11, "weight": "bold", "pad": 8}
-
-
-def _tidy(axes: Axes, *, theme: Theme, percent: str) -> None:
-    """Axes without a box, a faint grid behind the data, and percent signs on the axes that are shares."""
-    from matplotlib.ticker import PercentFormatter
-
-    axes.set_facecolor(theme.paper)
-    axes.grid(visible=True, color=theme.grid, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.soft, labelsize=8.5, length=0)
-    axes.spines[:].set_visible(False)
-    if percent in ("x", "both"):
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    if percent in ("y", "both"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-
-
-def _save(figure: Figure, file: Path, *, theme: Theme) -> None:
-    """Draw once, cut the margins to the ink, and write a PNG of 256 colours.
-
-    Flat figures lose nothing visible by the palette and shrink to a third.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    image = Image.fromarray(drawn).convert("RGB")
-    ink = ImageChops.difference(image, Image.new("RGB", image.size, theme.paper)).getbbox()
-    image = ImageOps.expand(image.crop(ink), border=_DPI // 8, fill=theme.paper)
-    flat = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    flat.save(file, format="PNG", dpi=(_DPI, _DPI))

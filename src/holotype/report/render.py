@@ -5,13 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL import Image
 
 from holotype.bundle import write_text
 from holotype.errors import require
 
-__all__ = ["data_uri", "write_html"]
+__all__ = ["Figure", "data_uri", "embed_figure", "write_html"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as data URIs and its natural size in CSS pixels."""
+
+    light: str
+    dark: str | None
+    width: int
+    height: int
 
 
 def write_html(
@@ -61,3 +74,16 @@ def data_uri(data: bytes | None) -> str | None:
         return None
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def embed_figure(light: Path, dark: Path | None) -> Figure:
+    """A PNG file, and the one that is shown instead of it in dark mode."""
+    with Image.open(light) as image:
+        scale = 96 / image.info.get("dpi", (96, 96))[0]
+        width, height = round(image.width * scale), round(image.height * scale)
+    return Figure(
+        light=data_uri(light.read_bytes()) or "",
+        dark=None if dark is None else data_uri(dark.read_bytes()),
+        width=width,
+        height=height,
+    )

@@ -18,10 +18,11 @@ from holotype.bundle import write_text
 from holotype.config import TuneConfig, resolve_config, to_yaml
 from holotype.dataset import dataset_name
 from holotype.errors import ConfigError, TrainingError
+from holotype.head import LOWER_IS_BETTER
 from holotype.progress import note
+from holotype.runlog import check_name
 from holotype.tune.page import write_page
 from holotype.tune.results import (
-    LOWER_IS_BETTER,
     TrialRow,
     TuneResult,
     short_names,
@@ -108,10 +109,7 @@ def _check_settings(config: TuneConfig) -> tuple[Axis, ...]:
 
 def _open_folder(runs: Path, name: str) -> Path:
     """The folder of the study, whether it is there or not."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise ConfigError(
-            "is not a name for a study", where=name or "(empty)", fix="use letters, digits, - and _"
-        )
+    check_name(name, of="a study")
     folder = runs / name
     if (folder / "metrics.csv").exists() or (folder / "last").exists():
         raise ConfigError("is the folder of a training run", where=folder, fix="give another --name")

@@ -6,14 +6,12 @@ import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from PIL import Image
 
-from holotype.report import data_uri, write_html
+from holotype.report import Figure, embed_figure, write_html
 from holotype.report.style import DARK, LIGHT, Theme
 from holotype.tune.plots import history_png, importance_png, parallel_png, slice_png
 from holotype.tune.results import TrialRow, TuneResult, short_names, shown, shown_value
@@ -22,16 +20,6 @@ from holotype.tune.space import Axis
 __all__ = ["importances", "write_page"]
 
 _ENOUGH = 5  # complete trials, below which nothing can be said about what matters
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A figure as data URIs and its natural size in CSS pixels."""
-
-    light: str
-    dark: str
-    width: int
-    height: int
 
 
 def write_page(file: Path, result: TuneResult, *, study: optuna.Study, axes: Sequence[Axis]) -> None:
@@ -75,7 +63,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 def _figures(
     result: TuneResult, axes: Sequence[Axis], shares: Mapping[str, float]
-) -> dict[str, _Figure | None]:
+) -> dict[str, Figure | None]:
     rows, metric = result.trials, result.metric
 
     def draw(name: str, file: Path, theme: Theme) -> None:
@@ -88,21 +76,14 @@ def _figures(
         else:
             parallel_png(rows, axes, file, metric=metric, theme=theme)
 
-    figures: dict[str, _Figure | None] = {"importance": None}
+    figures: dict[str, Figure | None] = {"importance": None}
     with tempfile.TemporaryDirectory(prefix="holotype-tune-") as scratch:
         for name in ("history", "slices", "parallel", *(("importance",) if shares else ())):
             light, dark = Path(scratch) / f"{name}.png", Path(scratch) / f"{name}_dark.png"
             draw(name, light, LIGHT)
             draw(name, dark, DARK)
-            figures[name] = _embedded(light, dark)
+            figures[name] = embed_figure(light, dark)
     return figures
-
-
-def _embedded(light: Path, dark: Path) -> _Figure:
-    with Image.open(light) as image:
-        scale = 96 / image.info["dpi"][0]
-        width, height = round(image.width * scale), round(image.height * scale)
-    return _Figure(data_uri(light.read_bytes()) or "", data_uri(dark.read_bytes()) or "", width, height)
 
 
 def _counts(rows: Sequence[TrialRow]) -> dict[str, int]:

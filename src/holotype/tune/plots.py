@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from holotype.head import LOWER_IS_BETTER
 from holotype.report.style import Theme, new_figure, ramp, save_figure, tidy, title_style
-from holotype.tune.results import LOWER_IS_BETTER, TrialRow, short_names, shown, shown_value
+from holotype.tune.results import TrialRow, short_names, shown, shown_value
 from holotype.tune.space import Axis, Choices, Label
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from holotype.bundle import write_text
 from holotype.config import TrainConfig, to_yaml
+from holotype.head import LOWER_IS_BETTER
 from holotype.runlog import csv_text
 from holotype.tune.space import Axis, Label
 from holotype.tune.study import replaced
 
 __all__ = [
-    "LOWER_IS_BETTER",
     "State",
     "TrialRow",
     "TuneResult",
@@ -29,8 +29,6 @@ __all__ = [
     "write_recipe",
     "write_trials",
 ]
-
-LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
 
 State = Literal["complete", "pruned", "failed", "interrupted", "lost", "running", "waiting"]
 _ORDER: dict[State, int] = {

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from holotype.config import TrainConfig, resolve_config
+from holotype.dataset import Shape
+from holotype.errors import ConfigError
+from holotype.fit.processes import join_processes
+from holotype.fit.settings import fit_shape, fit_shapes, idle_settings, settle_measured, settle_untold
+from holotype.imbalance import Remedy
+from holotype.models import Architecture, create, input_spec
+
+
+def configured(**sections: dict[str, Any]) -> TrainConfig:
+    return resolve_config(TrainConfig, overrides=sections)
+
+
+class TestIdle:
+    def test_the_presets_set_nothing_that_has_no_effect(self) -> None:
+        for preset in ("probe", "fast", "balanced", "thorough"):
+            config = resolve_config(TrainConfig, overrides={"preset": preset})
+            assert idle_settings(config, imbalance="none") == ()
+        for preset in ("none", "light", "standard", "strong"):
+            assert idle_settings(configured(augment={"preset": preset}), imbalance="none") == ()
+
+    @pytest.mark.parametrize(
+        ("sections", "cure", "key"),
+        [
+            ({"fit": {"schedule": {"name": "one-cycle"}, "warmup": 0.3}}, {}, "fit.warmup"),
+            ({"fit": {"focus_weight": 5.0}}, {"fit": {"focus": "list.csv"}}, "fit.focus_weight"),
+            ({"distill": {"weight": 0.9}}, {"distill": {"teacher": "runs/x"}}, "distill.weight"),
+            ({"augment": {"crop": 1.0, "aspect": 2.0}}, {"augment": {"crop": 0.9}}, "augment.aspect"),
+            ({"augment": {"magnitude": 5}}, {"augment": {"policy": "randaugment"}}, "augment.magnitude"),
+            ({"augment": {"mixed": 0.5}}, {"augment": {"cutmix": 1.0}}, "augment.mixed"),
+        ],
+    )
+    def test_each_is_named_with_what_it_needs(
+        self, sections: dict[str, Any], cure: dict[str, Any], key: str
+    ) -> None:
+        from holotype.config import merge
+
+        (line,) = idle_settings(configured(**sections), imbalance="none")
+        assert line.startswith(f"{key} has no effect without ")
+        if cure:
+            assert idle_settings(configured(**merge(sections, cure)), imbalance="none") == ()
+
+    @pytest.mark.parametrize(
+        ("fit", "needs"),
+        [
+            ({"focal_gamma": 1.0}, "focal"),
+            ({"focal_alpha": "balanced"}, "focal"),
+            ({"logit_tau": 2.0}, "logit-adjust"),
+        ],
+    )
+    def test_settings_of_a_remedy_need_that_remedy(self, fit: dict[str, Any], needs: Remedy) -> None:
+        (line,) = idle_settings(configured(fit=fit), imbalance="none")
+        assert line.endswith(f"fit.imbalance={needs}")
+        assert idle_settings(configured(fit=fit), imbalance=needs) == ()
+
+
+class TestSizes:
+    def test_they_grow_over_the_first_half(self) -> None:
+        config = configured(fit={"epochs": 8, "scale": 1.0, "scale_start": 0.5}, data={"size": 128})
+        spec = input_spec(config.model, config.data)
+        sides = [fit_shape(config, spec, epoch=epoch).height for epoch in range(1, 9)]
+        assert sides[0] == 64
+        assert sides == sorted(sides)
+        assert sides[4:] == [128] * 4
+        assert fit_shapes(config, spec) == {Shape(side, side) for side in sides}
+
+    def test_a_network_of_one_size_refuses_others(self) -> None:
+        model = {"name": "vit_tiny_patch16_224", "weights": "none"}
+        for fit in ({"scale": 0.5}, {"scale_start": 0.5}):
+            with pytest.raises(ConfigError, match="images of one size only"):
+                settle_untold(configured(model=model, fit=fit))
+        settled = settle_untold(configured(model=model))
+        assert settled.fit.scale == 1
+
+
+def test_measured_settings_are_numbers_that_a_resumed_run_repeats() -> None:
+    config = settle_untold(configured(model={"name": "test_resnet", "weights": "none"}, data={"size": 64}))
+    spec = input_spec(config.model, config.data)
+    network = Architecture(name="test_resnet", classes=3, height=64, width=64, mean=(0, 0, 0), std=(1, 1, 1))
+    device = torch.device("cpu")
+    fit = settle_measured(
+        config, create(network), spec=spec, device=device, processes=join_processes(cpu=True)
+    )
+    assert fit.micro_batch == fit.batch_size
+    assert fit.precision in ("fp32", "bf16")
+    assert fit.compile is False
