@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from holotype.config import ModelConfig
-from holotype.dataset import Dataset, cache_folder, cache_root
+from holotype.dataset import Dataset, Instead, cache_folder, cache_root
 from holotype.models import architecture_of, choose_device, pretrained
 from holotype.onnx_export import export_onnx
 from holotype.preprocess import Pixels, Preprocess
@@ -24,6 +24,7 @@ from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
 __all__ = ["Backbone", "Embedding", "embed", "embeddings_of"]
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 _BATCH = 8  # on CPUs as fast as larger ones, with a quarter of the memory of 32
 
@@ -86,42 +87,64 @@ def embeddings_of(runtime: Runtime, images: Pixels) -> Floats:
     return np.concatenate([runtime.run(images[at : at + _BATCH]).embedding for at in starts])
 
 
-def embed(dataset: Dataset, *, backbone: Embedding) -> Floats:
-    """`float32[N, D]`, the embedding of every row of `dataset`.
+def embed(
+    dataset: Dataset,
+    *,
+    backbone: Embedding,
+    rows: Rows | None = None,
+    instead: Instead | None = None,
+) -> Floats:
+    """`float32[N, D]`, the embeddings of `rows: int64[N]`, by default of all of `dataset`.
 
     Those of images with equal pixels are computed once, and what an earlier call computed is read back, also
-    what it had finished before it was interrupted.
+    what it had finished before it was interrupted. `instead` is that of `Dataset.pixels`: what is shown
+    instead of a broken file is not remembered as its embedding.
     """
     file = cache_folder(dataset.source) / f"embeddings-{backbone.key}.npz"
     known, values = _recall(file)
-    digests = dataset.table["pixels_sha256"].to_list()
-    todo = list({digest: row for row, digest in enumerate(digests) if digest not in known}.values())
-    todo.sort()
-    if todo:
-        fresh: list[Floats] = []
-        try:
-            _compute(dataset, np.array(todo, dtype=np.int64), backbone, into=fresh)
-        finally:
-            if fresh:
-                added = np.concatenate(fresh)
-                half = added.astype(np.float16)
-                values = np.concatenate([values, half]) if len(values) else half
-                for row in todo[: len(added)]:
-                    known[digests[row]] = len(known)
-                _remember(file, known, values)
+    wanted = np.arange(len(dataset.table)) if rows is None else rows
+    digests = dataset.table["pixels_sha256"].gather(wanted).to_list()
+    todo = {digest: int(row) for digest, row in zip(digests, wanted, strict=True) if digest not in known}
+    if not todo:
+        return _looked_up(digests, known, values)
+    order = sorted(todo, key=lambda digest: todo[digest])
+    fresh: list[Floats] = []
+    replaced: set[int] = set()
+
+    def replace(row: int, error: str) -> int:
+        if instead is None:
+            raise AssertionError("asked for a replacement that nobody offers")
+        replaced.add(row)
+        return instead(row, error)
+
+    try:
+        lacking = np.array([todo[digest] for digest in order], dtype=np.int64)
+        _compute(dataset, lacking, backbone, into=fresh, instead=replace if instead is not None else None)
+    finally:
+        if fresh:
+            added = np.concatenate(fresh).astype(np.float16)
+            values = np.concatenate([values, added]) if len(values) else added
+            known.update({digest: len(known) + place for place, digest in enumerate(order[: len(added)])})
+            lost = {digest for digest in order if todo[digest] in replaced}
+            _remember(file, {digest: place for digest, place in known.items() if digest not in lost}, values)
+    return _looked_up(digests, known, values)
+
+
+def _looked_up(digests: Sequence[str], known: Mapping[str, int], values: npt.NDArray[np.float16]) -> Floats:
     return values[[known[digest] for digest in digests]].astype(np.float32)
 
 
 def _compute(
     dataset: Dataset,
-    rows: npt.NDArray[np.int64],
+    rows: Rows,
     embedding: Callable[[Pixels], Floats],
     *,
     into: list[Floats],
+    instead: Instead | None,
 ) -> None:
     batches = [rows[start : start + 64] for start in range(0, len(rows), 64)]
     with track("embedding images", total=len(rows)) as progress:
-        for images in dataset.pixels(batches):
+        for images in dataset.pixels(batches, instead=instead):
             into.append(embedding(images))
             progress.advance(len(images))
 
@@ -135,12 +158,12 @@ def _recall(file: Path) -> tuple[dict[str, int], npt.NDArray[np.float16]]:
     return {digests[64 * row : 64 * (row + 1)]: row for row in range(len(values))}, values
 
 
-def _remember(file: Path, known: dict[str, int], values: npt.NDArray[np.float16]) -> None:
+def _remember(file: Path, known: Mapping[str, int], values: npt.NDArray[np.float16]) -> None:
     """Half precision: the cosine of two embeddings moves by less than 1e-3, mostly by 1e-5."""
     digests = np.frombuffer(bytes.fromhex("".join(known)), dtype=np.uint8).reshape(-1, 32)
     scratch = file.with_name(f".{uuid.uuid4().hex[:12]}.npz")
     try:
-        np.savez(scratch, digests=digests, values=values)
+        np.savez(scratch, digests=digests, values=values[list(known.values())])
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from holotype.config import Preset, TrainConfig, read_recipe, resolve_config, to
 from holotype.dataset import cache_folder, dataset_name
 from holotype.diagnosis import Evidence, diagnose, suspect_paths
 from holotype.errors import ConfigError, DatasetError
-from holotype.fit import Learned, Session, fit_session_head, learn, open_session
+from holotype.fit import Learned, Session, computed_features, fit_session_head, learn, open_session
 from holotype.fit.checkpoint import Checkpoint, load_checkpoint
 from holotype.fit.processes import losing_none
 from holotype.head import HeadFit
@@ -218,7 +218,14 @@ def _learn(run: _Run, model_file: Path) -> tuple[Learned, bool]:
     runtime = _feature_runtime(run, model_file)
     fitted: HeadFit | None = None
     if session.processes.first:
-        fitted = fit_session_head(session, runtime, log=run.log)
+        features = computed_features(
+            runtime,
+            session.dataset,
+            mirror=session.config.augment.flip > 0,
+            quarantine=session.quarantine,
+            log=run.log,
+        )
+        fitted = fit_session_head(session, features, log=run.log)
     head = session.processes.from_first(fitted)
     learned = learn(session, log=run.log, head=head)
     return learned, model_file.exists() and replace_head(model_file, session.classifier)

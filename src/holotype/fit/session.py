@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +16,11 @@ from accelerate.state import AcceleratorState
 
 from holotype.config import TrainConfig
 from holotype.dataset import Dataset, open_dataset
+from holotype.embeddings import Backbone
 from holotype.fit.batches import Feed
 from holotype.fit.checkpoint import Checkpoint
 from holotype.fit.convolution import faster_convolutions
+from holotype.fit.features import Splits, computed_features, remembered_features
 from holotype.fit.freeze import apply_freezing
 from holotype.fit.loop import Best, Learned, Plan, Position, Tools, Watch, fine_tune, prepare_tools
 from holotype.fit.memory import keep_freed_memory, naming_memory
@@ -38,7 +39,7 @@ from holotype.fit.settings import (
 )
 from holotype.fit.state import restore, save
 from holotype.fit.teacher import Teacher, open_teacher
-from holotype.head import HeadFit, batches_of, extract_features, fit_head
+from holotype.head import HeadFit, fit_head
 from holotype.imbalance import settle
 from holotype.loss import Criterion, criterion
 from holotype.models import (
@@ -54,11 +55,9 @@ from holotype.models import (
 from holotype.preprocess import Preprocess
 from holotype.progress import note
 from holotype.runlog import RunLog
-from holotype.runtime import Runtime, torch_runtime
+from holotype.runtime import torch_runtime
 
 __all__ = ["Session", "fit_session_head", "learn", "open_session"]
-
-_FEATURE_BATCH = 8  # on CPUs as fast as larger ones, in less memory
 
 
 @dataclass(frozen=True)
@@ -162,42 +161,15 @@ def learn(
     return _fine_tune(session, start, checkpoint=checkpoint, log=log, watch=watch)
 
 
-def fit_session_head(session: Session, runtime: Runtime, *, log: RunLog) -> HeadFit:
-    """Stage 1: features of the frozen backbone, and the head that is best on validation.
-
-    Where the head is all that is learned it also gets the features of mirrored images.
-    """
-    dataset, config = session.dataset, session.config
-    rows = {"train": dataset.rows("train"), "validation": dataset.rows("validation")}
-    batches = {split: list(batches_of(part, size=_FEATURE_BATCH)) for split, part in rows.items()}
-    start = time.perf_counter()
-    features = {
-        "train": extract_features(
-            runtime,
-            dataset.pixels(batches["train"], instead=session.quarantine),
-            dataset.labels(rows["train"]),
-            mirror=config.augment.flip > 0 and not config.fit.epochs,
-            label="features of train",
-        ),
-        "validation": extract_features(
-            runtime,
-            dataset.pixels(batches["validation"]),
-            dataset.labels(rows["validation"]),
-            mirror=False,
-            label="features of validation",
-        ),
-    }
-    count = sum(len(part.labels) for part in features.values())
-    seconds = time.perf_counter() - start
-    log.add_timing({"stage": "features", "seconds": seconds, "images_per_second": count / seconds})
-    note(f"{count:,} features by {runtime.name}, {count / seconds:.0f} images/s")
+def fit_session_head(session: Session, features: Splits, *, log: RunLog) -> HeadFit:
+    """Stage 1: the head that is best on validation, also put into the classifier."""
     head = fit_head(
-        features["train"],
-        features["validation"],
+        features.train,
+        features.validation,
         classes=session.architecture.classes,
-        config=config.fit,
+        config=session.config.fit,
         log=log,
-        names=dataset.classes,
+        names=session.dataset.classes,
         weights=session.draw_weights,
     )
     set_head(session.classifier, head.weight, head.bias)
@@ -250,13 +222,22 @@ def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | Non
     if head is None:
         fitted = None
         if session.processes.first:
-            runtime = torch_runtime(session.classifier.eval(), device=str(session.device))
-            fitted = fit_session_head(session, runtime, log=log)
+            fitted = fit_session_head(session, _features(session, log), log=log)
         head = session.processes.from_first(fitted)
         if head is None:
             raise AssertionError("the first process fitted no head")
     set_head(session.classifier, head.weight, head.bias)
     return Best(weights_of(session.classifier), head.scores, head.logits)
+
+
+def _features(session: Session, log: RunLog) -> Splits:
+    """Of the pretrained backbone: what is remembered of it differs in the last bits with how it was asked."""
+    config, dataset, quarantine = session.config, session.dataset, session.quarantine
+    if config.fit.deterministic:
+        runtime = torch_runtime(session.classifier.eval(), device=str(session.device))
+        return computed_features(runtime, dataset, mirror=False, quarantine=quarantine, log=log)
+    backbone = Backbone(config.model, session.spec, str(session.device))
+    return remembered_features(backbone, dataset, quarantine=quarantine, log=log)
 
 
 def _fine_tune(
