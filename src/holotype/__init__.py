@@ -16,12 +16,31 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holotype.audit import audit
+    from holotype.convert import convert
     from holotype.evaluate import evaluate
+    from holotype.explain import explain
     from holotype.export import export
+    from holotype.hard_samples import hard_samples
     from holotype.predictor import Prediction, Predictor, load
     from holotype.train import TrainResult, train
+    from holotype.tune import tune
 
-__all__ = ["Prediction", "Predictor", "TrainResult", "__version__", "evaluate", "export", "load", "train"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "TrainResult",
+    "__version__",
+    "audit",
+    "convert",
+    "evaluate",
+    "explain",
+    "export",
+    "hard_samples",
+    "load",
+    "train",
+    "tune",
+]
 
 __version__ = "0.1.0"
 
@@ -29,10 +48,15 @@ _HOMES = {
     "Prediction": "predictor",
     "Predictor": "predictor",
     "TrainResult": "train",
+    "audit": "audit",
+    "convert": "convert",
     "evaluate": "evaluate",
+    "explain": "explain",
     "export": "export",
+    "hard_samples": "hard_samples",
     "load": "predictor",
     "train": "train",
+    "tune": "tune",
 }
 
 

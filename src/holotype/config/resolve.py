@@ -39,12 +39,13 @@ _TAGGED = ("optimizer", "schedule")
 
 @dataclass(frozen=True)
 class Setting:
-    """One key for `holotype config VERB`."""
+    """One key for `holotype config VERB`; `kind` is which optimizer or schedule has it, where not all do."""
 
     key: str
     type: str
     default: str
     meaning: str
+    kind: str = ""
 
 
 def resolve_config(
@@ -119,7 +120,7 @@ def settings_of(model: type[BaseModel], *, prefix: str = "") -> Iterator[Setting
                 kind = choice.model_fields["name"].default
                 for setting in settings_of(choice, prefix=f"{key}."):
                     meaning = f"{setting.meaning} ({kind})" if setting.meaning else f"which {name}"
-                    yield Setting(setting.key, setting.type, setting.default, meaning)
+                    yield Setting(setting.key, setting.type, setting.default, meaning, kind)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +145,17 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
     # A tagged union puts its tag into the location; it is no part of the key.
     parts = [str(part) for part in first["loc"]]
     key = ".".join(part for i, part in enumerate(parts) if not (i and parts[i - 1] in _TAGGED))
+    if first["type"] == "union_tag_invalid":
+        tags = first["ctx"]
+        return ConfigError(f"{tags['tag']!r} is none of {tags['expected_tags']}", where=f"{key}.name")
+    if first["type"] == "extra_forbidden" and key in known:
+        kinds = [setting.kind for setting in settings_of(model) if setting.key == key]
+        section = key.rpartition(".")[0]
+        return ConfigError(
+            f"{section}.name={parts[len(section.split('.'))]} has no such setting",
+            where=key,
+            fix=f"leave it out, or use --set {section}.name={kinds[0]}",
+        )
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [
             name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]

@@ -198,7 +198,17 @@ class Plateau(BaseModel):
     floor: float = Field(0.001, ge=0, le=1, description="the lowest rate, as a share of the peak")
 
 
-Schedule = Annotated[Cosine | OneCycle | Step | Plateau, Field(discriminator="name")]
+def _schedule_kind(value: Any) -> Any:
+    return value.get("name", "cosine") if isinstance(value, Mapping) else getattr(value, "name", value)
+
+
+Schedule = Annotated[
+    Annotated[Cosine, Tag("cosine")]
+    | Annotated[OneCycle, Tag("one-cycle")]
+    | Annotated[Step, Tag("step")]
+    | Annotated[Plateau, Tag("plateau")],
+    Discriminator(_schedule_kind),
+]
 
 
 class FitConfig(BaseModel):

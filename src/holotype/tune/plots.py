@@ -203,7 +203,7 @@ def _value_axis(axes: Axes, scale: _Scale, *, theme: Theme) -> None:
     axes.set_ylim(scale.low - margin, scale.high + margin)
     tidy(axes, theme=theme, percent="")
     if scale.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set_ylabel(scale.metric.replace("_", " "), color=theme.soft, fontsize=9)
 
 
