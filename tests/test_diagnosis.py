@@ -23,6 +23,7 @@ from holotype.config import AuditConfig, TrainConfig, merge, parse_assignments, 
 from holotype.dataset import cache_folder
 from holotype.diagnosis import Evidence, diagnose, suspect_paths
 from holotype.errors import TrainingError
+from holotype.fit.evidence import evidence_of
 from holotype.fit.session import learn, open_session
 from holotype.models import Architecture, create, recipe_of
 from holotype.report import Finding
@@ -50,20 +51,8 @@ def run(data: Path, overrides: dict[str, Any]) -> tuple[Finding, ...]:
     """The diagnosis of a run of `train`, without the export and the report that would follow it."""
     log = RunLog(None)
     session = open_session(data, resolve_config(TrainConfig, overrides=overrides), device="cpu")
-    learned = learn(session, log=log)
-    assert learned.steps is not None
-    dataset = session.dataset
-    doubted = suspect_paths(cache_folder(data), dataset.root_hash)
-    paths = dataset.paths(dataset.rows("train"))
-    evidence = Evidence(
-        session.config,
-        metrics=log.metrics,
-        steps=learned.steps,
-        timings=log.timings,
-        counts=dataset.counts(),
-        sample_losses=learned.losses,
-        suspects=None if doubted is None else np.array([path in doubted for path in paths]),
-    )
+    evidence = evidence_of(session, learn(session, log=log), log=log)
+    assert evidence is not None
     return diagnose(evidence)
 
 

@@ -49,7 +49,7 @@ class Run:
         self.clip, self.parts = clip, parts
         self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(self.trained, lr=0.1)
-        self.monitor = Monitor(self.classifier, MonitorConfig(every=every), folder=folder)
+        self.monitor = Monitor(self.classifier, MonitorConfig(every=every), steps=10_000, folder=folder)
         self.losses: list[float] = []
         self.norms: list[float] = []
 

@@ -168,17 +168,18 @@ class TestRefusals:
             train(digits, overrides=overrides, runs=tmp_path)
 
     @pytest.mark.parametrize(
-        ("batch_size", "said"),
-        [(8, r"in epoch 1, batch of train/\d/\d+\.png"), (32, "no numbers after epoch 1")],
+        ("batch_size", "rate", "said"),
+        [(8, 1e12, r"in epoch 1, batch of train/\d/\d+\.png"), (72, 1e38, "no numbers after epoch 1")],
     )
     def test_a_diverging_run_stops_and_says_where(
-        self, digits: Path, tmp_path: Path, batch_size: int, said: str
+        self, digits: Path, tmp_path: Path, batch_size: int, rate: float, said: str
     ) -> None:
         fit = {
             "epochs": 2,
             "batch_size": batch_size,
-            "optimizer": {"name": "sgd", "learning_rate": 1e12},
+            "optimizer": {"name": "sgd", "learning_rate": rate},
             "clip_norm": None,
+            "warmup": 0.0,
         }
         with pytest.raises(TrainingError, match=said) as caught:
             train(digits, name="wild", overrides={**SMALL, "fit": fit}, runs=tmp_path)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import timm
 
 from holotype.config import ModelConfig
 from holotype.dataset import Dataset, Instead, cache_folder, cache_root
@@ -40,7 +41,10 @@ class Embedding(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network with pretrained weights, for pixels of one size; built when it is first asked."""
+    """A frozen network with pretrained weights, for pixels of one size; built when it is first asked.
+
+    As it was pretrained: what `model` asks to be put into it is not there.
+    """
 
     model: ModelConfig
     spec: Preprocess
@@ -52,7 +56,8 @@ class Backbone:
         file = Path(self.model.weights)
         content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
         model = self.model
-        parts = (model.name, model.weights, content, model.attention, model.stem, self.spec.digest)
+        # What timm knows as the weights of a name may change with it.
+        parts = (model.name, model.weights, content, timm.__version__, self.spec.digest)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @cached_property
@@ -62,7 +67,8 @@ class Backbone:
         file = cache_root() / "backbones" / f"{self.model.name}-{self.key}.onnx"
         if device.type == "cpu" and file.is_file():
             return load_onnx(file, threads=available_cores())
-        architecture = architecture_of(self.model, self.spec, classes=2)
+        plain = ModelConfig(name=self.model.name, weights=self.model.weights)
+        architecture = architecture_of(plain, self.spec, classes=2)
         classifier, origin = pretrained(architecture, weights=self.model.weights)
         note(f"embeddings by {self.model.name} ({origin} weights), {self.spec}")
         if device.type != "cpu":

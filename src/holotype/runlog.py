@@ -50,6 +50,7 @@ TIMING_COLUMNS = (
     "data_wait_seconds",
     "validation_seconds",
     "memory_mb",
+    "gpu_memory_mb",
 )
 
 

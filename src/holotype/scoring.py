@@ -17,6 +17,7 @@ from holotype.progress import track
 from holotype.report import (
     BundleSummary,
     DatasetSummary,
+    Fault,
     Finding,
     Report,
     UnreadableFile,
@@ -75,6 +76,7 @@ def evaluate_split(
     started: float,
     history: Sequence[Row] = (),
     diagnosis: Sequence[Finding] = (),
+    looked_for: Sequence[Fault] = (),
 ) -> Report:
     """Score a split and write report.json, report.html and confusion_matrix.png into `folder`.
 
@@ -99,6 +101,7 @@ def evaluate_split(
         leaked=read_leaks(cache_folder(dataset.source), dataset.root_hash, split),
         history=history,
         diagnosis=diagnosis,
+        looked_for=looked_for,
     )
 
     write_report(folder, report, predictions=predictions, thumbnail=thumbnailer(dataset))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,29 +22,28 @@ from holotype.bundle import (
     write_golden,
     write_text,
 )
-from holotype.config import Preset, TrainConfig, read_recipe, resolve_config, to_yaml
-from holotype.dataset import cache_folder, dataset_name
-from holotype.diagnosis import Evidence, diagnose, suspect_paths
-from holotype.errors import ConfigError, DatasetError
-from holotype.fit import Learned, Session, computed_features, fit_session_head, learn, open_session
-from holotype.fit.checkpoint import Checkpoint, load_checkpoint
+from holotype.config import Preset, TrainConfig, resolve_config, to_yaml
+from holotype.dataset import dataset_name
+from holotype.diagnosis import diagnose, looked_for
+from holotype.errors import ConfigError
+from holotype.fit import Learned, Session, computed_features, fit_session_head, learn
+from holotype.fit.evidence import evidence_of
+from holotype.fit.folder import Run, alone, begin_run, record_end, resume_run
 from holotype.fit.processes import losing_none
 from holotype.head import HeadFit
 from holotype.models import head_of, load_weights, save_weights, set_head
 from holotype.onnx_export import export_onnx, replace_head
-from holotype.parity import Parity, check_enough, check_parity, choose_golden, sample_rows
+from holotype.parity import Parity, check_parity, choose_golden, sample_rows
 from holotype.policy import Policy, fit_temperature
 from holotype.predictor import load
 from holotype.progress import note
-from holotype.report import Finding, Report
-from holotype.runlog import Row, RunLog, create_run
+from holotype.report import Report
 from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
 from holotype.scoring import choose_split, evaluate_split
 
 __all__ = ["TrainResult", "train"]
 
 _PARITY_IMAGES = 128
-_RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,6 @@ class TrainResult:
         return self.bundle.path
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A session with its folder, its log, and the checkpoint that it goes on from."""
-
-    session: Session
-    folder: Path
-    log: RunLog
-    checkpoint: Checkpoint | None
-
-
 def train(
     data: Path | str | None = None,
     *,
@@ -84,42 +71,42 @@ def train(
     config: TrainConfig | None = None,
     overrides: Mapping[str, Any] | None = None,
     runs: Path | str = "runs",
-    device: str = "auto",
+    device: str | None = None,
     resume: Path | str | None = None,
 ) -> TrainResult:
     """Train on a class folder or CSV, and end with `runs/name/best` (a bundle) and `runs/name/report.json`.
 
     Settings are `config`, or else the preset with `overrides` such as `{"fit": {"epochs": 3}}`; `name`
-    defaults to that of the data and gets a number where it is taken. Ctrl-C while fine-tuning saves a
-    checkpoint and finishes the bundle from the best weights so far. `resume` is the folder of a run that was
-    interrupted or killed: it goes on with its own data and settings, and ends as if nothing had happened.
-    Under torchrun or `accelerate launch` all processes train one model. Raises a `HolotypeError` that says
-    what, where and the fix.
+    defaults to that of the data and gets a number where it is taken, `device` to "auto". Ctrl-C while
+    fine-tuning saves a checkpoint and finishes the bundle from the best weights so far. `resume` is the
+    folder of a run that was interrupted or killed: it goes on with its own data, device and settings, and
+    ends as if nothing had happened; `overrides` may then change only what has no part in that. Under
+    torchrun or `accelerate launch` all processes train one model. Raises a `HolotypeError` that says what,
+    where and the fix.
     """
     begun = time.perf_counter()
     if resume is not None:
-        if config is not None or preset is not None or overrides:
+        if config is not None or preset is not None:
             raise ConfigError("a resumed run keeps its settings", where=resume, fix="leave them out")
-        run = _resume(Path(resume), data=data, device=device)
+        run = resume_run(Path(resume), data=data, device=device, overrides=overrides or {})
     elif data is None:
         raise ConfigError("no dataset", where="train", fix="name one, or --resume runs/NAME")
     else:
-        chosen = _settings(config, preset, overrides)
-        run = _begin(
-            Path(data), chosen, name=name or dataset_name(Path(data)), runs=Path(runs), device=device
+        run = begin_run(
+            Path(data),
+            _settings(config, preset, overrides),
+            name=name or dataset_name(Path(data)),
+            runs=Path(runs),
+            device=device or "auto",
         )
     processes = run.session.processes
-    with (
-        tempfile.TemporaryDirectory(dir=run.folder, prefix=".work-") as scratch,
-        losing_none(processes, resume=f"holotype train --resume {run.folder}"),
-    ):
-        model_file = Path(scratch) / "model.onnx"
+    with alone(run) as scratch, losing_none(processes, resume=f"holotype train --resume {run.folder}"):
+        model_file = scratch / "model.onnx"
         learned, exported = _learn(run, model_file)
         result = None
         if processes.first:
-            result = _finish(run, learned, Path(scratch), exported=exported, begun=begun)
-            recorded = json.loads((run.folder / "last" / _RUN).read_text())
-            _record(run.folder, {**recorded, "finished": not learned.interrupted})
+            result = _finish(run, learned, scratch, exported=exported, begun=begun)
+            record_end(run.folder, finished=not learned.interrupted)
         result = processes.from_first(result)
     processes.part()
     if result is None:
@@ -138,75 +125,7 @@ def _settings(
     return resolve_config(TrainConfig, overrides=chosen)
 
 
-def _begin(data: Path, config: TrainConfig, *, name: str, runs: Path, device: str) -> _Run:
-    start = time.perf_counter()
-    session = open_session(data, config, device=device)
-    read: Row = {"stage": "read", "seconds": time.perf_counter() - start}
-    _tell(session)
-    check_enough(len(session.dataset.table))
-    processes = session.processes
-    folder = processes.from_first(create_run(runs, name) if processes.first else Path())
-    session = replace(session, folder=folder)
-    if processes.first:
-        write_text(folder / "config.yaml", to_yaml(session.config))
-        content = {"data": str(data.resolve()), "root_hash": session.dataset.root_hash, "finished": False}
-        (folder / "last").mkdir()
-        _record(folder, content)
-    fit, spec = session.config.fit, session.spec
-    note(
-        f"{session.architecture.name} ({session.origin} weights), {spec}, {fit.precision} on {session.device}"
-        f" → {folder}"
-    )
-    log = RunLog(folder if processes.first else None)
-    log.add_timing(read)
-    return _Run(session, folder, log, None)
-
-
-def _resume(folder: Path, *, data: Path | str | None, device: str) -> _Run:
-    """A run from its last checkpoint, or from its start where it was killed before the first one."""
-    try:
-        recorded = json.loads((folder / "last" / _RUN).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError("is not a run that can be resumed", where=folder, fix="check --resume") from error
-    config = resolve_config(TrainConfig, recipe=read_recipe(folder / "config.yaml"))
-    if recorded["finished"]:
-        raise ConfigError("is finished: there is nothing to resume", where=folder, fix="train anew")
-    # A run that was killed before its first checkpoint begins anew.
-    checkpoint = load_checkpoint(folder / "last") if any((folder / "last").glob("checkpoint-*")) else None
-    source = Path(data) if data is not None else Path(recorded["data"])
-    session = replace(open_session(source, config, device=device), folder=folder)
-    if session.dataset.root_hash != recorded["root_hash"]:
-        raise DatasetError(
-            "is not what it was when the run began: files, labels or splits have changed",
-            where=source,
-            fix="put it back as it was, or train anew",
-        )
-    at = checkpoint.state if checkpoint is not None else {"epoch": 0, "step": 0}
-    note(f"resuming {folder} after step {at['step']} of epoch {at['epoch']}")
-    rows = {"metrics": [], "timings": []} if checkpoint is None else checkpoint.state
-    log = RunLog.resume(
-        folder if session.processes.first else None, metrics=rows["metrics"], timings=rows["timings"]
-    )
-    return _Run(session, folder, log, checkpoint)
-
-
-def _record(folder: Path, content: Mapping[str, Any]) -> None:
-    """What a run that is resumed must know beside its settings and its checkpoint."""
-    write_text(folder / "last" / _RUN, json.dumps(content, indent=1))
-
-
-def _tell(session: Session) -> None:
-    dataset = session.dataset
-    sizes = ", ".join(f"{len(dataset.rows(split)):,} {split}" for split in dataset.splits)
-    note(f"{len(dataset.table):,} images in {len(dataset.classes)} classes: {sizes}")
-    if dataset.deviation:
-        label, gap = max(dataset.deviation.items(), key=lambda item: item[1])
-        note(f"automatic split; the class furthest from the wanted shares is {label}, by {gap:.1%}")
-    if dataset.ignored:
-        note(f"passed over {len(dataset.ignored)} files not named like images, first {dataset.ignored[0]}")
-
-
-def _learn(run: _Run, model_file: Path) -> tuple[Learned, bool]:
+def _learn(run: Run, model_file: Path) -> tuple[Learned, bool]:
     """Both stages. Also says whether `model_file` now holds the classifier as it was learned."""
     session = run.session
     if session.config.fit.epochs:
@@ -231,7 +150,7 @@ def _learn(run: _Run, model_file: Path) -> tuple[Learned, bool]:
     return learned, model_file.exists() and replace_head(model_file, session.classifier)
 
 
-def _feature_runtime(run: _Run, model_file: Path) -> Runtime:
+def _feature_runtime(run: Run, model_file: Path) -> Runtime:
     """On a CPU onnxruntime is faster than eager torch, and without fine-tuning no other export is needed."""
     classifier = run.session.classifier
     if run.session.device.type != "cpu":
@@ -243,49 +162,32 @@ def _feature_runtime(run: _Run, model_file: Path) -> Runtime:
     return load_onnx(model_file, threads=available_cores())
 
 
-def _export(run: _Run, file: Path) -> None:
+def _export(run: Run, file: Path) -> None:
     start = time.perf_counter()
     dataset = run.session.dataset
     export_onnx(run.session.classifier, file, classes=dataset.classes, preprocess=dataset.spec)
     run.log.add_timing({"stage": "export", "seconds": time.perf_counter() - start})
 
 
-def _finish(run: _Run, learned: Learned, scratch: Path, *, exported: bool, begun: float) -> TrainResult:
+def _finish(run: Run, learned: Learned, scratch: Path, *, exported: bool, begun: float) -> TrainResult:
     """The bundle with its proof, and the report of its test split."""
     session = run.session
     bundle, parity = _write_bundle(run, learned, scratch, exported=exported)
+    evidence = evidence_of(session, learned, log=run.log)
     report = evaluate_split(
         load(bundle.path),
         session.dataset,
         split=choose_split(session.dataset),
         folder=run.folder,
         history=run.log.metrics,
-        diagnosis=_diagnose(run, learned),
+        diagnosis=diagnose(evidence) if evidence is not None else (),
+        looked_for=looked_for(evidence) if evidence is not None else (),
         started=begun,
     )
     return TrainResult(run.folder, bundle, report, parity, learned.interrupted)
 
 
-def _diagnose(run: _Run, learned: Learned) -> tuple[Finding, ...]:
-    """What held the training back; nothing where only a head was fitted."""
-    if learned.steps is None:
-        return ()
-    dataset = run.session.dataset
-    doubted = suspect_paths(cache_folder(dataset.source), dataset.root_hash)
-    paths = dataset.paths(dataset.rows("train"))
-    evidence = Evidence(
-        run.session.config,
-        metrics=run.log.metrics,
-        steps=learned.steps,
-        timings=run.log.timings,
-        counts=dataset.counts(),
-        sample_losses=learned.losses,
-        suspects=None if doubted is None else np.array([path in doubted for path in paths]),
-    )
-    return diagnose(evidence)
-
-
-def _write_bundle(run: _Run, learned: Learned, scratch: Path, *, exported: bool) -> tuple[Bundle, Parity]:
+def _write_bundle(run: Run, learned: Learned, scratch: Path, *, exported: bool) -> tuple[Bundle, Parity]:
     """Export, pass the parity gate on real images, and write `best` with what proves it."""
     session = run.session
     dataset, classifier = session.dataset, session.classifier.cpu().eval()

@@ -107,11 +107,13 @@ def train(
     debug: Debug = False,
     settings: Set = None,
     recipe: Recipe = None,
-    device: Device = "auto",
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="auto (default), cpu, cuda or mps")
+    ] = None,
 ) -> None:
     """Train a classifier on a folder of images, ending with runs/NAME/best and a report."""
     with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import TrainConfig
+        from holotype.config import TrainConfig, merge, parse_assignments
 
         flags = given(
             {
@@ -121,19 +123,23 @@ def train(
                 "data": {"cache_limit_gb": cache_limit},
             }
         )
-        if resume is not None and (flags or settings or recipe or name):
+        if resume is not None and (recipe or name):
             raise ConfigError(
-                "a resumed run keeps its settings",
+                "a resumed run keeps its name and settings",
                 where=f"--resume {resume}",
-                fix="leave the other flags out",
+                fix="leave --name and --recipe out",
             )
-        config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags)
+        config, changes = None, None
+        if resume is None:
+            config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags)
+        else:
+            changes = merge(parse_assignments(settings or []), flags)
         need_training_libraries("training")
         from holotype import terminal
         from holotype.train import train as run
 
         result = run(
-            data, name=name, config=None if resume else config, runs=runs, device=device, resume=resume
+            data, name=name, config=config, overrides=changes, runs=runs, device=device, resume=resume
         )
         if result.first:
             output.show(

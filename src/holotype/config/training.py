@@ -231,7 +231,7 @@ class FitConfig(BaseModel):
         description="epochs after which one more stage is unfrozen, from the last (Howard & Ruder 2018);"
         " 0: all at once",
     )
-    scale: float | Literal["auto"] = Field(
+    scale: Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)] | Literal["auto"] = Field(
         "auto",
         description="side of the images while fine-tuning, as a share of data.size: smaller is faster"
         " (Touvron et al. 2019); auto: 0.8 where the network is pretrained and takes any size, else 1",
@@ -244,7 +244,7 @@ class FitConfig(BaseModel):
     batch_size: int = Field(
         32, ge=1, description="images per optimizer step, over all processes and accumulated parts"
     )
-    micro_batch: int | Literal["auto"] = Field(
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="images a process computes at once; auto: the most that fits, up to the batch"
     )
     optimizer: Optimizer = Field(AdamW(), description="adamw | sgd | any of timm's")
@@ -282,7 +282,7 @@ class FitConfig(BaseModel):
     )
     patience: int = Field(5, ge=1, description="epochs without a better metric before stopping")
     metric: Metric = Field("accuracy", description="what the best epoch is chosen by, on validation")
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the faster of fp32 and half precision, measured at start"
     )

@@ -25,6 +25,7 @@ from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
 from holotype.dataset.store import Shape, Store, cache_folder
 from holotype.errors import DatasetError
+from holotype.locks import locked
 from holotype.preprocess import Limits, Pixels, Preprocess, read_full
 from holotype.progress import note
 
@@ -146,6 +147,11 @@ class Dataset:
         """The size of the model's input."""
         return Shape(self.spec.height, self.spec.width)
 
+    def uncached(self, shape: Shape) -> int:
+        """How many images the cache does not hold in this view."""
+        store = self.stores.get(shape)
+        return sum(store is None or content not in store.rows for content in self.contents)
+
     def pixels(
         self, batches: Iterable[Rows], *, shape: Shape | None = None, instead: Instead | None = None
     ) -> Iterator[Pixels]:
@@ -242,9 +248,10 @@ def index_dataset(
     listing, revision = revise(listed, folder, config.revision)
     limits = Limits(max_pixels=config.max_pixels)
     wanted = (Shape(spec.height, spec.width), *shapes)
-    table, stores = ingest(
-        listing, folder, spec=spec, limits=limits, shapes=wanted, limit_gb=config.cache_limit_gb
-    )
+    with locked(folder):  # of two processes that read it anew at once, the second finds what the first read
+        table, stores = ingest(
+            listing, folder, spec=spec, limits=limits, shapes=wanted, limit_gb=config.cache_limit_gb
+        )
     readable = table.filter(pl.col("error") == "")
     bad = table.filter(pl.col("error") != "").select("path", "error")
     # A revision may name the splits of data that names none; files that came later go by their hash.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from holotype.dataset.store import (
     copy_rows,
     create_view,
     find_store,
+    make_room,
     publish,
 )
 from holotype.preprocess import Limits, Preprocess
@@ -73,6 +75,9 @@ def ingest(
     if not todo:
         _write_index(table, index)
         return table, ready
+    needed = stored * sum(shape.bytes for shape in shapes)
+    if stored:
+        make_room(folder, needed, limit_gb=limit_gb, keep=[store.view.file for store in ready.values()])
     views = [create_view(folder, shape, rows=stored) for shape in shapes] if stored else []
     try:
         _copy_known(table, ready, views, skip=set(todo))
@@ -185,6 +190,9 @@ def _learn(table: pl.DataFrame, scanned: Sequence[Scanned]) -> pl.DataFrame:
 
 
 def _write_index(table: pl.DataFrame, index: Path) -> None:
-    scratch = index.with_suffix(".tmp")
-    table.write_parquet(scratch)
-    scratch.replace(index)
+    scratch = index.with_name(f".{uuid.uuid4().hex[:12]}.parquet")
+    try:
+        table.write_parquet(scratch)
+        scratch.replace(index)
+    finally:
+        scratch.unlink(missing_ok=True)

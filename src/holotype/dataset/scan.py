@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -148,7 +149,12 @@ def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Ite
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed without a word to it."""
+    """End this process soon after its parent, which may be killed without a word to it, and not before.
+
+    A terminal sends Ctrl-C to all processes, and a job scheduler SIGTERM: the parent decides what follows.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -8,8 +8,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "create_view",
     "dataset_name",
     "find_store",
+    "make_room",
     "publish",
 ]
 
@@ -47,15 +49,30 @@ class Shape:
         return self.height * self.width * 3
 
 
+class _OpenFile:
+    """A file that stays open for as long as anybody has this."""
+
+    def __init__(self, file: Path) -> None:
+        self.descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.descriptor)
+
+
 @dataclass(frozen=True)
 class Store:
-    """A finished memory map: `rows[what an example shows]` is the row of its pixels in `view`."""
+    """A finished memory map: `rows[what an example shows]` is the row of its pixels in `view`.
+
+    Its file is held open, so that it can still be read when another process has put a newer one in its place.
+    """
 
     view: View
     rows: dict[str, int]
+    held: _OpenFile = field(compare=False, repr=False)
 
     def open(self) -> Pixels:
-        return self.view.open("r")
+        """The memory map `uint8[rows, height, width, 3]`."""
+        shape = (self.view.rows, self.view.height, self.view.width, 3)
+        with open(self.held.descriptor, "rb", closefd=False) as stream:
+            return np.memmap(stream, dtype=np.uint8, mode="r", shape=shape)
 
 
 def cache_root() -> Path:
@@ -82,9 +99,41 @@ def dataset_name(source: Path) -> str:
 
 
 def affordable_rows(folder: Path, shapes: Sequence[Shape], *, rows: int, limit_gb: float | None) -> int:
-    """How many of `rows` images fit under the limit (default: a fifth of the free disk) in all `shapes`."""
-    limit = limit_gb * 1e9 if limit_gb is not None else shutil.disk_usage(folder).free * _FREE_SHARE
-    return min(rows, int(limit // sum(shape.bytes for shape in shapes)))
+    """How many of `rows` images fit under the limit in all `shapes`."""
+    return min(rows, int(_limit(folder, limit_gb) // sum(shape.bytes for shape in shapes)))
+
+
+def make_room(folder: Path, needed: int, *, limit_gb: float | None, keep: Collection[Path]) -> None:
+    """Remove the stores that were used the longest ago until so many bytes fit under the limit beside them.
+
+    A process that reads one of them keeps what it has opened.
+    """
+    indexes = sorted(folder.glob("pixels-*.json"), key=lambda index: index.stat().st_mtime)
+    stores = {index: folder / json.loads(index.read_text())["file"] for index in indexes}
+    room = _limit(folder, limit_gb) - needed - sum(_occupied(file) for file in stores.values())
+    for index, file in stores.items():
+        if room >= 0 or file in keep:
+            continue
+        room += _occupied(file)
+        index.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+
+def _limit(folder: Path, limit_gb: float | None) -> float:
+    """Bytes that all stores of a dataset may take; by default a fifth of the disk that others do not."""
+    if limit_gb is not None:
+        return limit_gb * 1e9
+    taken = sum(_occupied(file) for file in folder.glob("pixels-*.u8"))
+    return (shutil.disk_usage(folder).free + taken) * _FREE_SHARE
+
+
+def _occupied(file: Path) -> int:
+    """Bytes on the disk: rows that were never written take none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
 
 
 def find_store(folder: Path, shape: Shape, *, spec: Preprocess) -> Store | None:
@@ -94,11 +143,13 @@ def find_store(folder: Path, shape: Shape, *, spec: Preprocess) -> Store | None:
         content = json.loads(index.read_text())
         rows = {digest: row for row, digest in enumerate(content["sha256"]) if digest}
         view = View(shape.height, shape.width, folder / content["file"], len(content["sha256"]))
+        held = _OpenFile(view.file)
+        os.utime(index)  # it is in use
     except (OSError, ValueError, KeyError):
         return None
-    if not view.file.is_file() or view.file.stat().st_size != view.rows * shape.bytes:
+    if os.fstat(held.descriptor).st_size != view.rows * shape.bytes:
         return None
-    return Store(view, rows)
+    return Store(view, rows, held)
 
 
 def create_view(folder: Path, shape: Shape, *, rows: int) -> View:
@@ -123,7 +174,8 @@ def publish(folder: Path, view: View, *, spec: Preprocess, digests: Sequence[str
     write_text(_index_file(folder, shape, spec=spec), json.dumps(content))
     if previous is not None:
         previous.view.file.unlink(missing_ok=True)
-    return Store(view, {digest: row for row, digest in enumerate(digests) if digest})
+    rows = {digest: row for row, digest in enumerate(digests) if digest}
+    return Store(view, rows, _OpenFile(view.file))
 
 
 def copy_rows(source: Store, target: View, *, rows: Sequence[tuple[int, str]]) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from holotype.diagnosis.evidence import Evidence, column, finding_of, percent, standard_error
+from holotype.diagnosis.evidence import LEAST_EPOCHS, Evidence, column, finding_of, percent, standard_error
 from holotype.diagnosis.remedies import cache_size, more_freedom, more_robust, more_variety, round_rate
 from holotype.report import Finding
 
@@ -26,7 +26,6 @@ _WRONG = (0.02, 0.05)  # share of the training images: below, what any collectio
 _ABOVE = 0.75  # suspects whose loss is above those of fewer others are not what the network resists
 _TAIL = 0.05  # a share that hard images alone hardly reach
 _WAITING = (0.1, 0.25)  # share of the time: worth a note, worth a warning (a quarter of the run)
-_ROWS = 3  # epochs below which a trend is none
 
 _NOISE = (
     "A label that contradicts all similar images is learned last or never, and teaches what is wrong"
@@ -38,17 +37,20 @@ def overfitting(evidence: Evidence) -> Finding | None:
     """A gap, and a validation loss that rises, or that hardly falls while there is nothing left to learn."""
     rows = evidence.epochs
     losses, training = column(rows, "validation_loss"), column(rows, "train_loss")
-    if len(rows) < _ROWS or not np.isfinite(losses).all():
+    if len(rows) < LEAST_EPOCHS or not np.isfinite(losses).all():
         return None
-    train, validation = (float(column(rows, f"{name}_accuracy")[-1]) for name in ("train", "validation"))
-    best = int(np.argmin(losses))
+    scores = column(rows, "validation_accuracy")
+    train, validation, images = evidence.train_accuracy, float(scores[-1]), evidence.images("validation")
+    best, peak = int(np.argmin(losses)), float(np.nanmax(scores))
     gap = train - validation
-    beyond = gap - 2 * standard_error(validation, evidence.images("validation"))
+    beyond = gap - 2 * standard_error(validation, images)
     third = max(len(rows) // 3, 1)
     rises = losses[-1] >= (1 + _RISE) * losses[best] and training[-1] < training[best]
     stands = losses[-1] >= (1 - _STALL) * losses[-1 - third] and train >= _LEARNT
     if beyond < _GAP or not (rises or stands):
         return None
+    # A loss may rise because wrong answers get surer, while more and more are right.
+    worse = rises and validation < peak - standard_error(peak, images)
     epoch, before = (int(float(rows[row]["epoch"])) for row in (best, -1 - third))
     trend = (
         f"since epoch {epoch} the validation loss rose from {losses[best]:.3g} to {losses[-1]:.3g} while the"
@@ -61,32 +63,32 @@ def overfitting(evidence: Evidence) -> Finding | None:
         f"Training accuracy {percent(train)}, validation accuracy {percent(validation)}: a gap of"
         f" {100 * gap:.1f} points, and {trend}.",
         "The network learns its training images by heart instead of what they have in common.",
-        more_variety(evidence.config, epochs=epoch if rises else None),
-        severity="warning" if rises or beyond >= _WIDE else "note",
+        more_variety(evidence.config, epochs=epoch if worse else None),
+        severity="warning" if worse or beyond >= _WIDE else "note",
     )
 
 
 def underfitting(evidence: Evidence) -> Finding | None:
     """Training images that are not learned either."""
     rows = evidence.epochs
-    if len(rows) < 2:
+    if len(rows) < 2 or evidence.interrupted:
         return None
-    train, validation = column(rows, "train_accuracy"), column(rows, "validation_accuracy")
+    train, validation = evidence.train_accuracy, column(rows, "validation_accuracy")
     sizes = [by_split.get("train", 0) for by_split in evidence.counts.values()]
     largest = max(sizes) / max(sum(sizes), 1)
-    reached = max(float(train[-1]), float(np.nanmax(validation)))
+    reached = max(train, float(np.nanmax(validation)))
     if reached >= largest + _UNLEARNT * (1 - largest):
         return None
     losses = column(rows, "train_loss")
     falling = losses[-1] < (1 - _FALLING) * losses[-2]
     trend = "and the training loss was still falling" if falling else "and the training loss stood still"
     config = evidence.config
-    longer = [f"fit.epochs={2 * len(rows)}"]
-    if float(rows[-1].get("update_ratio", 1.0)) < _TIMID:
+    longer = [f"fit.epochs={2 * max(len(rows), config.fit.epochs)}"]
+    if float(np.nanmax(column(rows, "update_ratio"), initial=0.0)) < _TIMID:
         longer.append(f"fit.optimizer.learning_rate={round_rate(3 * config.fit.optimizer.learning_rate)}")
     return finding_of(
         "underfitting",
-        f"After {len(rows)} epochs {percent(float(train[-1]))} of the training images are right, {trend}.",
+        f"After {len(rows)} epochs {percent(train)} of the training images are right, {trend}.",
         "The network is too small, too constrained or too briefly trained for these images.",
         [*longer, *more_freedom(config)] if falling else [*more_freedom(config), *longer],
     )
@@ -95,13 +97,13 @@ def underfitting(evidence: Evidence) -> Finding | None:
 def label_noise(evidence: Evidence) -> Finding | None:
     """Images that resist: the audit's suspects, or without an audit a heavy tail of losses."""
     losses = evidence.sample_losses
-    if losses is None or not np.isfinite(losses).any():
-        return None
+    if losses is None or not np.isfinite(losses).any() or evidence.mixed:
+        return None  # the losses of mixed images are of two labels
     shown = np.isfinite(losses)
     if evidence.suspects is None:
         return _heavy_tail(evidence, losses[shown])
     suspects = evidence.suspects[shown]
-    resisting = losses[shown] > _undecided(evidence)
+    resisting = losses[shown] > math.log(2)
     wrong = suspects & resisting
     note, warning = _WRONG
     if wrong.mean() < note or not (~suspects).any():
@@ -125,8 +127,7 @@ def _heavy_tail(evidence: Evidence, losses: npt.NDArray[np.float32]) -> Finding 
     """Images whose label is less likely than by guessing, after epochs of training on them."""
     guess, config = math.log(max(len(evidence.counts), 2)), evidence.config
     share, median = float((losses > guess).mean()), float(np.median(losses))
-    mixed = config.augment.mixup > 0 or config.augment.cutmix > 0  # their losses are of two labels
-    if mixed or len(evidence.epochs) < _ROWS or share < _TAIL or median > guess / 2:
+    if len(evidence.epochs) < LEAST_EPOCHS or share < _TAIL or median > guess / 2:
         return None
     return finding_of(
         "label-noise",
@@ -138,13 +139,6 @@ def _heavy_tail(evidence: Evidence, losses: npt.NDArray[np.float32]) -> Finding 
     )
 
 
-def _undecided(evidence: Evidence) -> float:
-    """The loss of an image whose label got half of the probability, the other classes an equal share each."""
-    classes = max(len(evidence.counts), 2)
-    spread = evidence.config.fit.label_smoothing * (classes - 1) / classes
-    return math.log(2) + spread * math.log(classes - 1)
-
-
 def input_bound(evidence: Evidence) -> Finding | None:
     """Time spent on waiting for images, the first epoch aside, which may have to read them."""
     rows = [row for row in evidence.timings if row.get("stage") == "fine-tune"]
@@ -154,10 +148,15 @@ def input_bound(evidence: Evidence) -> Finding | None:
     note, warning = _WAITING
     if share < note:
         return None
+    said = f"{percent(share)} of the training time was spent on waiting for images"
+    if evidence.uncached:
+        said += f"; {evidence.uncached:,} of them are decoded each time, as the cache may not hold more"
+    else:
+        said += ": the folder of the cache (HOLOTYPE_CACHE) is slower than the network"
     return finding_of(
         "input-bound",
-        f"{percent(share)} of the training time was spent on waiting for images.",
-        "The network idles while images are read and decoded: they do not come from the cache.",
-        [f"data.cache_limit_gb={cache_size(evidence)}"],
+        f"{said}.",
+        "The network idles while images are read.",
+        [f"data.cache_limit_gb={cache_size(evidence)}"] if evidence.uncached else [],
         severity="warning" if share >= warning else "note",
     )

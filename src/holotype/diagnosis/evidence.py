@@ -16,6 +16,8 @@ from holotype.review import read_suspects
 from holotype.runlog import Row
 
 __all__ = [
+    "LEAST_EPOCHS",
+    "LEAST_ROWS",
     "Evidence",
     "Floats",
     "by_stage",
@@ -30,14 +32,21 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
+LEAST_EPOCHS = 3
+"""Epochs, or rows of steps.csv, below which a trend is none."""
+LEAST_ROWS = 6
+"""Rows of steps.csv, of which the first third settles and the last is compared with it."""
+
 
 @dataclass(frozen=True)
 class Evidence:
     """What was recorded of a run with `config`.
 
     Rows as in metrics.csv, steps.csv and timings.csv; `counts` of images by class and split. Of the training
-    images, in the dataset's order: `sample_losses: float32[N]`, the loss in the last epoch (NaN where not
-    shown), and `suspects: bool[N]`, whether an audit doubts the label (None: exactly this data has no audit).
+    images, in the dataset's order: `sample_losses: float32[N]`, -ln of the label's probability in the last
+    epoch (NaN where not shown), and `suspects: bool[N]`, whether an audit doubts the label (None: exactly
+    this data has no audit). `recall` is the accuracy of the last weights on training images as validation
+    shows them, without augmentation and dropout; `uncached` how many images the cache does not hold.
     """
 
     config: TrainConfig
@@ -47,6 +56,9 @@ class Evidence:
     counts: Mapping[str, Mapping[str, int]]
     sample_losses: npt.NDArray[np.float32] | None = None
     suspects: npt.NDArray[np.bool_] | None = None
+    recall: float | None = None
+    uncached: int = 0
+    interrupted: bool = False
 
     @property
     def epochs(self) -> list[Row]:
@@ -62,6 +74,16 @@ class Evidence:
     @property
     def finite_steps(self) -> Sequence[Row]:
         return self.steps[:-1] if self.diverged else self.steps
+
+    @property
+    def train_accuracy(self) -> float:
+        """`recall`, or else the mean over the last epoch, of augmented images and changing weights."""
+        return self.recall if self.recall is not None else float(self.epochs[-1]["train_accuracy"])
+
+    @property
+    def mixed(self) -> bool:
+        """Whether training images show two classes."""
+        return self.config.augment.mixup > 0 or self.config.augment.cutmix > 0
 
     def images(self, split: str) -> int:
         return sum(by_split.get(split, 0) for by_split in self.counts.values())
@@ -90,8 +112,15 @@ def column(rows: Sequence[Row], name: str) -> Floats:
 
 def by_stage(rows: Sequence[Row], kind: str) -> dict[str, float]:
     """The median over the rows of `KIND/STAGE`, by stage in the order of the network."""
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(f"{kind}/"))
-    return {name.partition("/")[2]: float(np.nanmedian(column(rows, name))) for name in names}
+    names = {name for row in rows for name in row if name.startswith(f"{kind}/")}
+    stages = sorted((name.partition("/")[2] for name in names), key=_depth)
+    return {stage: float(np.nanmedian(column(rows, f"{kind}/{stage}"))) for stage in stages}
+
+
+def _depth(stage: str) -> tuple[int, int]:
+    """Where a stage is: while they are unfrozen one by one, the last ones are recorded first."""
+    order = {"stem": 0, "final": 2, "head": 3}
+    return order.get(stage, 1), int(stage.rpartition(" ")[2]) if stage.startswith("stage ") else 0
 
 
 def ratios_of(rows: Sequence[Row]) -> Floats:

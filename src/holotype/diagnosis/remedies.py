@@ -6,14 +6,22 @@ import math
 
 from holotype.config import TrainConfig
 from holotype.diagnosis.evidence import Evidence
-from holotype.models import input_spec
+from holotype.models import has_weights, input_spec
 
-__all__ = ["cache_size", "more_freedom", "more_robust", "more_variety", "round_rate", "slower"]
+__all__ = [
+    "cache_size",
+    "more_freedom",
+    "more_robust",
+    "more_variety",
+    "pretrained_weights",
+    "round_rate",
+    "slower",
+]
 
 
 def slower(config: TrainConfig, *, ratio: float) -> list[str]:
     """A rate at which the update ratio would be 1e-3 instead of `ratio`, and what eases the start."""
-    rate = config.fit.optimizer.learning_rate * min(1e-3 / ratio, 1 / 3)
+    rate = config.fit.optimizer.learning_rate * min(1e-3 / max(ratio, 1e-9), 1 / 3)
     settings = [f"fit.optimizer.learning_rate={round_rate(rate)}"]
     settings += ["fit.clip_norm=1.0"] if config.fit.clip_norm is None else []
     early = config.fit.warmup < 0.1 and config.fit.schedule.name != "one-cycle"
@@ -39,8 +47,15 @@ def more_freedom(config: TrainConfig) -> list[str]:
     settings = ["fit.unfreeze=all"] if config.fit.unfreeze != "all" and config.fit.freeze is None else []
     settings += ["fit.freeze=0"] if config.fit.freeze else []
     settings += ["model.dropout=0.0"] if config.model.dropout > 0 else []
-    mixed = config.augment.mixup > 0 or config.augment.cutmix > 0 or config.augment.policy != "none"
-    return [*settings, *(["augment.preset=light"] if mixed else [])]
+    augment = config.augment
+    settings += [f"augment.{name}=0.0" for name in ("mixup", "cutmix") if getattr(augment, name) > 0]
+    return [*settings, *(["augment.policy=none"] if augment.policy != "none" else [])]
+
+
+def pretrained_weights(config: TrainConfig) -> list[str]:
+    """Against what random weights suffer from, where there are others."""
+    fresh = config.model.weights == "none"
+    return ["model.weights=auto"] if fresh and has_weights(config.model.name) else []
 
 
 def more_robust(config: TrainConfig) -> list[str]:

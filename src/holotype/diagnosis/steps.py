@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from holotype.diagnosis.evidence import (
+    LEAST_EPOCHS,
+    LEAST_ROWS,
     Evidence,
     Floats,
     by_stage,
@@ -17,7 +19,7 @@ from holotype.diagnosis.evidence import (
     standard_error,
     thirds,
 )
-from holotype.diagnosis.remedies import round_rate, slower
+from holotype.diagnosis.remedies import pretrained_weights, round_rate, slower
 from holotype.report import Finding
 from holotype.runlog import Row
 
@@ -28,7 +30,7 @@ _HIGH_RATIO = 0.03  # an update ratio of 1e-3 is healthy (Karpathy 2019), 1e-2 s
 _LOW_RATIO = 3e-5  # fine-tuning at a thirtieth of the usual rate still has it; below, weights stand still
 _STILL = 0.02  # a loss that falls by less than 2 % from the first to the last third stands still
 _LEARNT = 0.98  # what is known by heart need not be learned: a training accuracy beyond which nothing is low
-_HARDLY = 0.9  # of the first loss: what a run with steps too large comes down to when the rate falls
+_HARDLY = 0.8  # of the first loss: what a run with steps too large comes down to when the rate falls
 _JUMP = 1.2  # the first steps of a healthy run waver by less
 _POINTS = 0.02  # of accuracy that must be lost before it counts
 _HUGE = 100.0  # healthy norms are 0.1 to 10
@@ -37,8 +39,8 @@ _SPIKE = 100.0  # healthy norms stay within ten times their median after warm-up
 _VANISHED = 1e-4  # healthy stages are within a hundred times of each other
 _DEAD = 0.9  # healthy pretrained layers reach 0.8 on odd images: units that wait for other subjects
 _MISMATCH = 3.0  # photos 0.2 to 1.6, digits 1 to 2.6, and random weights with fresh statistics 6
-_SCALE_FREE = ("fit.optimizer.name=adamw", "fit.optimizer.learning_rate=0.0003")
-_ROWS = 3  # rows, or epochs, below which there is no trend
+_SCALE_FREE = "fit.optimizer={name: adamw, learning_rate: 0.0003}"
+_OVERSHOOTS = 3e-3  # an update ratio that can undo in a few steps what a head had
 
 
 def rate_too_high(evidence: Evidence) -> Finding | None:
@@ -52,35 +54,38 @@ def rate_too_high(evidence: Evidence) -> Finding | None:
     if evidence.diverged and largest >= _HIGH_RATIO:
         last = evidence.steps[-1]
         said = (
-            f"The loss became {float(last['loss']):.3g} in step {int(float(last['step']))}, after steps that"
-            f" changed the weights of a stage by up to {largest:.2g} times their size (0.001 is usual)."
+            f"The loss became {float(last['loss']):.3g}, the gradient norm {float(last['gradient_norm']):.3g}"
+            f" in step {int(float(last['step']))}, after steps that changed the weights of a stage by up to"
+            f" {largest:.2g} times their size (0.001 is usual)."
         )
         return finding_of("learning-rate-high", said, meaning, slower(evidence.config, ratio=usual))
     late = thirds(losses)[1]
-    if len(losses) >= _ROWS and usual >= _HIGH_RATIO and late >= _HARDLY * losses[0]:
+    if len(losses) >= LEAST_EPOCHS and usual >= _HIGH_RATIO and late >= _HARDLY * losses[0]:
         said = (
             f"The training loss ended at {late:.3g}, it began at {losses[0]:.3g}; a step changes the weights"
             f" of a stage by {usual:.2g} times their size (0.001 is usual)."
         )
         return finding_of("learning-rate-high", said, meaning, slower(evidence.config, ratio=usual))
-    return _head_undone(evidence, losses, meaning)
+    return _head_undone(evidence, losses, meaning) if largest >= _OVERSHOOTS else None
 
 
 def _head_undone(evidence: Evidence, losses: Floats, meaning: str) -> Finding | None:
     """Fine-tuning that began by losing what the head on frozen features could, and never got it back."""
     heads = [row for row in evidence.metrics if row.get("stage") == "head"]
-    huge = float(np.median(column(evidence.finite_steps, "gradient_norm"))) >= _HUGE
-    if not heads or len(evidence.epochs) < 2 or huge:
+    huge = float(column(evidence.finite_steps, "gradient_norm")[0]) >= _HUGE  # whatever the rate
+    if not heads or len(evidence.epochs) < 2 or huge or len(losses) < LEAST_EPOCHS:
         return None
     head = float(np.nanmax(column(heads, "validation_accuracy")))
     best = float(np.nanmax(column(evidence.epochs, "validation_accuracy")))
-    jumped = float(np.max(losses)) >= _JUMP * losses[0]
-    if not jumped or head - best <= max(2 * standard_error(best, evidence.images("validation")), _POINTS):
+    # The first row is of one batch, so a single later one tells nothing.
+    early = float(np.median(losses[1 : 1 + max(len(losses) // 3, 2)]))
+    lost = head - best > max(2 * standard_error(best, evidence.images("validation")), _POINTS)
+    if not lost or early < _JUMP * losses[0]:
         return None
     said = (
         f"The head on frozen features was right on {percent(head)} of validation, the best epoch of"
         f" fine-tuning on {percent(best)}; first the training loss rose from {losses[0]:.3g} to"
-        f" {np.max(losses):.3g}."
+        f" {early:.3g}."
     )
     return finding_of("learning-rate-high", said, meaning, slower(evidence.config, ratio=1e-2))
 
@@ -88,27 +93,43 @@ def _head_undone(evidence: Evidence, losses: Floats, meaning: str) -> Finding | 
 def rate_too_low(evidence: Evidence) -> Finding | None:
     """Steps that are tiny against the weights, and a loss that stands still though there is much to learn."""
     ratios, losses = ratios_of(evidence.finite_steps), column(evidence.finite_steps, "loss")
-    if len(losses) < _ROWS or not len(ratios):
+    if len(losses) < LEAST_EPOCHS or not len(ratios):
         return None
     usual, (early, late) = float(np.median(ratios)), thirds(losses)
     accuracy = float(column(evidence.finite_steps, "accuracy")[-1])
     if usual >= _LOW_RATIO or late <= (1 - _STILL) * early or accuracy >= _LEARNT:
         return None
-    optimizer = evidence.config.fit.optimizer
+    fit = evidence.config.fit
+    if float(np.nanmedian(column(evidence.finite_steps, "update_ratio/head"))) >= _LOW_RATIO:
+        held = (("backbone_rate", fit.backbone_rate), ("layer_decay", fit.layer_decay))
+        settings = [f"fit.{name}=1.0" for name, value in held if value < 1]
+        if not settings:
+            return None  # the head learns: its rate is not what is too low
+        return finding_of(
+            "learning-rate-low",
+            f"The training loss went from {early:.3g} to {late:.3g} only; a step changes the weights of a"
+            f" stage by {usual:.1g} times their size (1e-3 is usual), while the head moves.",
+            "The backbone's rates are too small a share of the head's for it to learn anything.",
+            settings,
+        )
     factor = min(max(1e-3 / max(usual, 1e-9), 3.0), 1e4)
     return finding_of(
         "learning-rate-low",
         f"The training loss went from {early:.3g} to {late:.3g} only; a step changes the weights of a stage"
         f" by {usual:.1g} times their size (1e-3 is usual).",
         "The steps are too small to get anywhere in the epochs there are.",
-        [f"fit.optimizer.learning_rate={round_rate(optimizer.learning_rate * factor)}"],
+        [f"fit.optimizer.learning_rate={round_rate(fit.optimizer.learning_rate * factor)}"],
     )
 
 
 def exploding(evidence: Evidence) -> Finding | None:
     """A gradient that is no number, is huge, grows tenfold, or spikes to a hundred times the usual."""
     config = evidence.config
-    said, severe = _not_a_number(evidence) if evidence.diverged else _abnormal(evidence.finite_steps)
+    said, severe = (
+        _not_a_number(evidence)
+        if evidence.diverged
+        else _abnormal(evidence.finite_steps, gradual=config.fit.gradual > 0)
+    )
     if said is None:
         return None
     settings = ["fit.precision=fp32"] if config.fit.precision == "fp16" else []
@@ -131,18 +152,21 @@ def _not_a_number(evidence: Evidence) -> tuple[str, bool]:
     return f"Loss {loss:.3g} and gradient norm {norm:.3g} {when}{before}.", True
 
 
-def _abnormal(steps: Sequence[Row]) -> tuple[str | None, bool]:
-    """What is wrong with finite norms, and whether it is so whatever the clipping."""
-    if len(steps) < 2 * _ROWS:
+def _abnormal(steps: Sequence[Row], *, gradual: bool) -> tuple[str | None, bool]:
+    """What is wrong with finite norms, and whether it is so whatever the clipping.
+
+    Where stages are unfrozen one by one the norm grows with their number.
+    """
+    if len(steps) < LEAST_ROWS:
         return None, False
     norms, peaks = column(steps, "gradient_norm"), column(steps, "gradient_norm_max")
     (early, late), settled = thirds(norms), len(steps) // 3
     usual, peak = float(np.median(norms[settled:])), float(np.max(peaks[settled:]))
     if usual >= _HUGE:
         return f"The gradient norm is {usual:.3g} in the usual step; of a mean loss, 0.1 to 10 is.", True
-    if late >= _GROWTH * early and late >= 1:
+    if late >= _GROWTH * early and late >= 1 and not gradual:
         return f"The gradient norm grew from {early:.3g} to {late:.3g} in the course of the run.", False
-    if peak >= _SPIKE * usual:
+    if peak >= _SPIKE * usual > 0:
         return f"A step had a gradient norm of {peak:.3g}, {usual:.3g} is usual in this run.", False
     return None, False
 
@@ -159,8 +183,8 @@ def vanishing(evidence: Evidence) -> Finding | None:
         "What the loss asks for does not reach the first layers: they stay as they were.",
         [
             *(["fit.freeze_norm=false"] if fit.freeze_norm is True else []),
-            *(_SCALE_FREE if fit.optimizer.name == "sgd" else []),
-            *(["model.weights=auto"] if evidence.config.model.weights != "auto" else []),
+            *([_SCALE_FREE] if fit.optimizer.name == "sgd" else []),
+            *pretrained_weights(evidence.config),
         ],
     )
 
@@ -179,11 +203,11 @@ def _weakest(steps: Sequence[Row]) -> tuple[float, str]:
 
 def dead_layer(evidence: Evidence) -> Finding | None:
     """A layer nearly all of whose units give the same for every image."""
-    shares = by_stage(evidence.finite_steps, "dead")
+    steps, config = evidence.finite_steps, evidence.config
+    shares = by_stage(steps[-max(len(steps) // 3, 1) :], "dead")
     if not shares or max(shares.values()) < _DEAD:
         return None
     name = max(shares, key=lambda stage: shares[stage])
-    steps, config = evidence.finite_steps, evidence.config
     begin = float(column(steps, f"dead/{name}")[0])
     if begin < _DEAD and (_weakest(steps[:1])[0] < _VANISHED or rate_too_high(evidence)):
         return None  # it died of that: where no signal arrives, or any step is too large
@@ -192,7 +216,7 @@ def dead_layer(evidence: Evidence) -> Finding | None:
     else:
         how = "they were so from the start"
         settings = [
-            *(["model.weights=auto"] if config.model.weights != "auto" else []),
+            *pretrained_weights(config),
             *(["fit.freeze_norm=false"] if config.fit.freeze_norm is True else []),
         ]
     return finding_of(
@@ -214,10 +238,15 @@ def norm_mismatch(evidence: Evidence) -> Finding | None:
         return None
     name = max(lasting, key=lambda stage: lasting[stage])
     fit = evidence.config.fit
+    settings = ["fit.freeze_norm=false"] if fit.freeze_norm is not False else []
+    if name not in by_stage(steps, "gradient_norm"):
+        # What is frozen keeps its statistics too.
+        settings.append("fit.freeze=0" if fit.freeze else "fit.unfreeze=all")
+    settings += ["fit.scale=1.0"] if fit.scale not in ("auto", 1.0) else []
     return finding_of(
         "norm-mismatch",
         f"In {name} the batches are {usual[name]:.1f} away from the frozen batch-norm statistics, in shifts"
         " by a standard deviation and scalings by e; up to 2 is usual.",
         "The statistics come from images of another kind, and what is normalised by them is not.",
-        ["fit.freeze_norm=false", *(["fit.scale=1.0"] if fit.scale not in ("auto", 1.0) else [])],
+        settings,
     )

@@ -50,6 +50,7 @@ _COLUMNS = (
     "learning_rate_least",
     "update_ratio",
 )
+_ROWS = 30
 _OF_STAGES = ("gradient_norm", "update_ratio", "dead", "norm_mismatch")
 
 
@@ -60,8 +61,12 @@ class Monitor:
     optimizer's step and before the gradients are cleared. Without a folder the rows are only kept in memory.
     """
 
-    def __init__(self, classifier: Classifier, config: MonitorConfig, *, folder: Path | None) -> None:
-        self._every = config.every
+    def __init__(
+        self, classifier: Classifier, config: MonitorConfig, *, steps: int, folder: Path | None
+    ) -> None:
+        # A short run has rows enough to see a trend in.
+        self._every = min(config.every, max(steps // _ROWS, 1))
+        self._last = steps - 1
         self._file = None if folder is None else folder / "steps.csv"
         self._stages = _stages(classifier)
         self._parameters = tuple(p for parameters in self._stages.values() for p in parameters)
@@ -74,8 +79,8 @@ class Monitor:
         self.rows: list[Row] = []
 
     def detailed(self, step: int) -> bool:
-        """Whether `step` (counted from 0 over the whole run) ends with a row."""
-        return step % self._every == 0
+        """Whether `step` (counted from 0 over the whole run of so many `steps`) ends with a row."""
+        return step % self._every == 0 or step == self._last
 
     def begin_step(self, step: int) -> bool:
         """`detailed`, and if so watch what the layers give out until `before_step`."""
@@ -110,13 +115,17 @@ class Monitor:
         `seconds` is the whole time since the step before, of which `waited` were spent waiting for data.
         """
         self._count_time(epoch, images=images, seconds=seconds, waited=waited)
+        if not math.isfinite(gradient_norm):
+            before = None  # half precision overflowed: the optimizer has passed this step over
         pending = self._pending
         pending["images"] += images
         pending["loss"] += loss * images
         pending["right"] += accuracy * images
         pending["steps"] += 1
-        pending["norm"] += gradient_norm
-        pending["norm_max"] = max(pending["norm_max"], gradient_norm)
+        if math.isfinite(gradient_norm):
+            pending["normed"] += 1
+            pending["norm"] += gradient_norm
+            pending["norm_max"] = max(pending["norm_max"], gradient_norm)
         if before is None:
             return None
         stages = {
@@ -150,11 +159,15 @@ class Monitor:
         clock = self._clock
         if clock.get("epoch") != epoch:
             return {}
+        device = {}
+        if torch.cuda.is_available():
+            device = {"gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20}
         return {
             "seconds": clock["seconds"],
             "images_per_second": clock["images"] / max(clock["seconds"], 1e-9),
             "data_wait_seconds": clock["waited"],
             "memory_mb": psutil.Process().memory_info().rss / 2**20,
+            **device,
         }
 
     def state(self) -> dict[str, Any]:
@@ -201,7 +214,7 @@ class Monitor:
             "epoch": epoch,
             "loss": pending["loss"] / pending["images"],
             "accuracy": pending["right"] / pending["images"],
-            "gradient_norm": pending["norm"] / pending["steps"],
+            "gradient_norm": pending["norm"] / max(pending["normed"], 1),
             "gradient_norm_max": pending["norm_max"],
             **_rates(rates),
         }
@@ -249,7 +262,7 @@ class Monitor:
 
 
 def _nothing() -> dict[str, float]:
-    return {"images": 0, "steps": 0, "loss": 0.0, "right": 0.0, "norm": 0.0, "norm_max": 0.0}
+    return {"images": 0, "steps": 0, "loss": 0.0, "right": 0.0, "normed": 0, "norm": 0.0, "norm_max": 0.0}
 
 
 def _rates(rates: Sequence[float]) -> dict[str, float]:

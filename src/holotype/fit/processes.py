@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -43,8 +44,13 @@ class Processes:
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
         """The first process enters alone, the others when it has left: they find its caches filled."""
-        with self._state.main_process_first():
+        if not self.first:
+            self._state.wait_for_everyone()
+        try:
             yield
+        finally:  # also where the first one failed: the others then meet the same error, and can say so
+            if self.first:
+                self._state.wait_for_everyone()
 
     def from_first(self, value: Value) -> Value:
         """What the first process passed, in every process."""
@@ -80,6 +86,13 @@ class Processes:
             at += gradient.numel()
         return numbers
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's running statistics, in place."""
+        if self.count == 1:
+            return
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, src=0)
+
     def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Every `count`-th of `rows`, another share in every process."""
         return rows[self.rank :: self.count]
@@ -100,7 +113,10 @@ def join_processes(*, cpu: bool) -> Processes:
     if launched and cpu:
         # Without it accelerate says at length what it does by itself.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads(), 1)))
-    processes = Processes(PartialState(cpu=cpu))
+    # While the first one reads or writes alone the others wait, for hours if need be. One that dies is
+    # noticed by its connection, not by the time.
+    waiting = {"timeout": timedelta(days=2)} if launched else {}
+    processes = Processes(PartialState(cpu=cpu, **waiting))
     if not processes.first:
         quiet.set(True)
     return processes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from holotype.config import TrainConfig
-from holotype.dataset import Dataset, open_dataset
+from holotype.dataset import Dataset, Shape, open_dataset
 from holotype.embeddings import Backbone
 from holotype.fit.batches import Feed
 from holotype.fit.checkpoint import Checkpoint
 from holotype.fit.convolution import faster_convolutions
 from holotype.fit.features import Splits, computed_features, remembered_features
 from holotype.fit.freeze import apply_freezing
-from holotype.fit.loop import Best, Learned, Plan, Position, Tools, Watch, fine_tune, prepare_tools
+from holotype.fit.loop import fine_tune, prepare_tools
 from holotype.fit.memory import keep_freed_memory, naming_memory
-from holotype.fit.monitor import Monitor
 from holotype.fit.optimizer import build_optimizer
 from holotype.fit.processes import Processes, join_processes
 from holotype.fit.quarantine import Quarantine
+from holotype.fit.run import Best, Learned, Plan, Position, Tools, Watch
 from holotype.fit.sampling import draw_weights
 from holotype.fit.settings import (
     fit_shape,
@@ -39,6 +40,7 @@ from holotype.fit.settings import (
 )
 from holotype.fit.state import restore, save
 from holotype.fit.teacher import Teacher, open_teacher
+from holotype.fit.tracking import check_trackers, log_head, open_accelerator
 from holotype.head import HeadFit, fit_head
 from holotype.imbalance import settle
 from holotype.loss import Criterion, criterion
@@ -82,6 +84,12 @@ class Session:
     def spec(self) -> Preprocess:
         return self.dataset.spec
 
+    @property
+    def view(self) -> Shape:
+        """What training crops are taken from."""
+        (view,) = views(self.config, self.spec)
+        return view
+
     @cached_property
     def quarantine(self) -> Quarantine:
         """The training images that broke since the dataset was read."""
@@ -109,11 +117,16 @@ def open_session(
     chosen = choose_device(device)
     processes = join_processes(cpu=chosen.type == "cpu")
     torch.manual_seed(config.fit.seed)
+    if config.fit.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
     torch.use_deterministic_algorithms(config.fit.deterministic)
     spec = input_spec(config.model, config.data)
     config = settle_untold(config)
+    check_trackers(config.monitor.trackers)
     with processes.first_goes_first():
         dataset = open_dataset(data, spec=spec, config=config.data, shapes=views(config, spec))
+    # A resumed run is about the labels and splits it began with, whatever was decided since.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"revision": dataset.revision})})
     imbalance = settle(config.fit.imbalance, _counts(dataset))
     for idle in idle_settings(config, imbalance=imbalance):
         note(idle)
@@ -130,8 +143,7 @@ def open_session(
         device=chosen,
         processes=processes,
     )
-    if config.fit.epochs:
-        _check(session)
+    _check(session)
     fit = settle_measured(config, classifier, spec=spec, device=chosen, processes=processes)
     return replace(session, config=config.model_copy(update={"fit": fit}))
 
@@ -157,6 +169,8 @@ def learn(
     if not session.config.fit.epochs:
         if start is None:
             raise AssertionError("neither a head nor epochs")
+        with _accelerated(session) as accelerator:
+            log_head(accelerator, log.metrics)
         return Learned(start)
     return _fine_tune(session, start, checkpoint=checkpoint, log=log, watch=watch)
 
@@ -183,9 +197,12 @@ def _with_fit(config: TrainConfig, **update: object) -> TrainConfig:
 
 def _check(session: Session) -> None:
     """Make what may refuse its settings, so that it does before anything is computed or written."""
+    _ = session.draw_weights
+    _criterion(session)
+    if not session.config.fit.epochs:
+        return
     apply_freezing(session.classifier, session.config.fit, epoch=1)
     build_optimizer(session.classifier, session.config.fit)
-    _criterion(session)
     _teacher(session)
 
 
@@ -231,13 +248,29 @@ def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | Non
 
 
 def _features(session: Session, log: RunLog) -> Splits:
-    """Of the pretrained backbone: what is remembered of it differs in the last bits with how it was asked."""
+    """Of the pretrained backbone, remembered where it is just that.
+
+    What is remembered differs in the last bits with the batches in which it was asked.
+    """
     config, dataset, quarantine = session.config, session.dataset, session.quarantine
-    if config.fit.deterministic:
+    changed = config.model.stem != "standard" or config.model.attention != "none"
+    if config.fit.deterministic or changed:
         runtime = torch_runtime(session.classifier.eval(), device=str(session.device))
         return computed_features(runtime, dataset, mirror=False, quarantine=quarantine, log=log)
     backbone = Backbone(config.model, session.spec, str(session.device))
     return remembered_features(backbone, dataset, quarantine=quarantine, log=log)
+
+
+@contextmanager
+def _accelerated(session: Session) -> Iterator[Accelerator]:
+    accelerator = open_accelerator(session.config, device=session.device, folder=session.folder)
+    try:
+        yield accelerator
+    finally:
+        # Not end_training: that would also part from the other processes.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        gc.collect()
 
 
 def _fine_tune(
@@ -248,55 +281,43 @@ def _fine_tune(
     log: RunLog,
     watch: Watch | None,
 ) -> Learned:
-    accelerator = _accelerator(session)
     plan = _plan(session)
     session.classifier.to(session.device).to(memory_format=torch.channels_last)
     if session.config.fit.compile:
         session.classifier.compile()
     note(apply_freezing(session.classifier, plan.config.fit, epoch=1).summary)
-    folder = session.folder if session.processes.first else None
-    tools = prepare_tools(
-        session.classifier,
-        plan,
-        monitor=Monitor(session.classifier, session.config.monitor, folder=folder),
-        accelerator=accelerator,
-        processes=session.processes,
-    )
     classes, images = len(session.dataset.classes), len(plan.feed.rows)
     position = Position(
         best=start,
         losses=np.full(images, np.nan, dtype=np.float32),
         confusion=np.zeros((classes, classes), dtype=np.int64),
+        broken=session.quarantine.errors,
     )
-    if checkpoint is not None:
-        restore(checkpoint, tools, position)
 
     def keep(tools: Tools, position: Position) -> None:
         if session.folder is not None:
             save(session.folder / "last", tools, position, log=log)
 
-    try:
-        if checkpoint is None:
+    with _accelerated(session) as accelerator:
+        tools = prepare_tools(session.classifier, plan, accelerator=accelerator, processes=session.processes)
+        if checkpoint is not None:
+            restore(checkpoint, tools, position)
+        else:
+            log_head(accelerator, log.metrics)
             keep(tools, position)
         # A compiler fuses what it needs itself, and would not see through ours.
         faster = nullcontext() if plan.config.fit.compile else faster_convolutions(session.classifier)
         with naming_memory(micro_batch=plan.feed.micro_batch), faster:
             return fine_tune(tools, plan, position, log=log, save=keep, watch=watch)
-    finally:
-        # Not end_training: that would also part from the other processes.
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        gc.collect()
 
 
 def _plan(session: Session) -> Plan:
     config, spec = session.config, session.spec
     if config.fit.micro_batch == "auto":
         raise AssertionError("fit.micro_batch is settled when a session is opened")
-    (view,) = views(config, spec)
     feed = Feed(
         dataset=session.dataset,
-        view=view,
+        view=session.view,
         augment=config.augment,
         fit=config.fit,
         weights=session.draw_weights,
@@ -311,18 +332,3 @@ def _plan(session: Session) -> Plan:
         teacher=_teacher(session),
         folder=session.folder if session.processes.first else None,
     )
-
-
-def _accelerator(session: Session) -> Accelerator:
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[session.config.fit.precision]
-    AcceleratorState._reset_state()  # a second run in this process may use another precision
-    trackers = list(dict.fromkeys(("tensorboard", *session.config.monitor.trackers)))
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=session.device.type == "cpu",
-        log_with=trackers if session.folder is not None else None,
-        project_dir=session.folder,
-    )
-    if session.folder is not None:
-        accelerator.init_trackers("tensorboard")
-    return accelerator

@@ -93,6 +93,14 @@ def views(config: TrainConfig, spec: Preprocess) -> tuple[Shape, ...]:
     return (margin_shape(fit_shape(config, spec, epoch=config.fit.epochs), crop=config.augment.crop),)
 
 
+_OF_FINE_TUNING = (
+    "fit.optimizer", "fit.schedule", "fit.unfreeze", "fit.freeze", "fit.gradual", "fit.layer_decay", "fit.l2",
+    "fit.backbone_rate", "fit.clip_norm", "fit.ema", "fit.scale", "fit.batch_size", "model.dropout",
+    "model.drop_path", "distill.teacher", "augment.mixup", "augment.cutmix", "augment.policy",
+    "augment.erasing",
+)  # fmt: skip
+
+
 def idle_settings(config: TrainConfig, *, imbalance: Remedy) -> tuple[str, ...]:
     """What was set and has no effect, each with what it would need; one line each, for people."""
     augment, fit = config.augment, config.fit
@@ -103,6 +111,7 @@ def idle_settings(config: TrainConfig, *, imbalance: Remedy) -> tuple[str, ...]:
         (fit.focus is not None, "fit.focus", ("fit.focus_weight",)),
         (not one_cycle, "a schedule other than one-cycle, which has fit.schedule.rise", ("fit.warmup",)),
         (fit.epochs > 1, "two epochs or more", ("fit.scale_start",)),
+        (fit.epochs > 0, "fine-tuning (fit.epochs above 0)", _OF_FINE_TUNING),
         (config.distill.teacher is not None, "distill.teacher", ("distill.weight", "distill.temperature")),
         (augment.crop < 1, "augment.crop below 1", ("augment.aspect",)),
         (

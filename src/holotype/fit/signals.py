@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.norm import LayerNorm2d
+from timm.layers.norm_act import LayerNormAct2d
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -39,7 +41,8 @@ class Signals:
 
     def __init__(self, classifier: Classifier, stages: Mapping[str, Sequence[nn.Parameter]]) -> None:
         self._units, self._norms = _places(classifier, stages)
-        self._ranges: dict[nn.Module, _Range] = {}
+        # A module that serves layers of several widths counts once for each.
+        self._ranges: dict[tuple[nn.Module, int], _Range] = {}
         self._statistics: dict[Norm, _Statistics] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -61,7 +64,7 @@ class Signals:
     def read(self) -> dict[str, float]:
         """`dead/STAGE` and `norm_mismatch/STAGE` of what was watched last: those of the worst layer."""
         found: dict[str, float] = {}
-        for module, seen in self._ranges.items():
+        for (module, _), seen in self._ranges.items():
             key = f"dead/{self._units[module].stage}"
             found[key] = max(found.get(key, 0.0), seen.dead())
         for module, statistics in self._statistics.items():
@@ -76,15 +79,16 @@ class Signals:
             return
         values = _sampled(output.detach(), axis)
         low, high = values.amin(0), values.amax(0)
-        if module in self._ranges:
-            before = self._ranges[module]
+        key = module, len(low)
+        if key in self._ranges:
+            before = self._ranges[key]
             low, high = torch.minimum(low, before.low), torch.maximum(high, before.high)
-        self._ranges[module] = _Range(low, high)
+        self._ranges[key] = _Range(low, high)
 
     def _see_batch(self, module: Norm, inputs: tuple[torch.Tensor, ...]) -> None:
         values = _sampled(inputs[0].detach(), 1).float()
         variance, mean = torch.var_mean(values, 0, correction=0)
-        seen = _Statistics(len(values), mean.double(), variance.double())
+        seen = _Statistics(len(values), mean.cpu().double(), variance.cpu().double())
         before = self._statistics.get(module)
         self._statistics[module] = seen if before is None else before.merged(seen)
 
@@ -131,8 +135,9 @@ class _Statistics:
         """
         assert module.running_mean is not None
         assert module.running_var is not None
-        frozen = module.running_var.double() + module.eps
-        shift = (self.mean - module.running_mean.double()).abs() / frozen.sqrt()
+        # On the CPU: not every device computes in double precision.
+        frozen = module.running_var.cpu().double() + module.eps
+        shift = (self.mean - module.running_mean.cpu().double()).abs() / frozen.sqrt()
         scale = 0.5 * ((self.variance + module.eps) / frozen).log().abs()
         return float((shift + scale).median())
 
@@ -144,6 +149,11 @@ def _sampled(values: torch.Tensor, axis: int) -> torch.Tensor:
     many = values.numel() / values.shape[-1] / _ENOUGH
     stride = max(math.ceil(many ** (1 / max(len(places), 1))), 1)
     return values[:, *(slice(None, None, stride) for _ in places)].reshape(-1, values.shape[-1])
+
+
+def _is_2d(module: nn.Module) -> bool:
+    """timm's layer norms over the channels of maps, whose second axis is that of the units."""
+    return isinstance(module, LayerNorm2d | LayerNormAct2d)
 
 
 def _places(
@@ -158,7 +168,7 @@ def _places(
         own = next(module.parameters(recurse=False), None)
         if own is not None and type(module).__name__ not in _ACTIVATIONS:
             stage = owner.get(id(own), stage)
-            axis = -1 if isinstance(module, nn.Linear | nn.LayerNorm) else 1
+            axis = -1 if isinstance(module, nn.Linear | nn.LayerNorm) and not _is_2d(module) else 1
         if type(module).__name__ in _ACTIVATIONS:
             units[module] = _Place(stage, axis)
         if isinstance(module, Norm) and module.running_mean is not None:

@@ -13,7 +13,8 @@ from holotype.fit.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from holotype.fit.loop import Best, Position, Tools, merge_counts
+from holotype.fit.judging import merge_counts
+from holotype.fit.run import Best, Position, Tools
 from holotype.head import Scores
 from holotype.runlog import RunLog
 
@@ -47,6 +48,7 @@ def save(folder: Path, tools: Tools, position: Position, *, log: RunLog) -> None
         "optimizer": hyper,
         "schedule": tools.schedule.state(),
         "monitor": tools.monitor.state(),
+        "broken": list(position.broken.items()),
         "scaler": None if scaler is None else scaler.state_dict(),
         "metrics": [dict(row) for row in log.metrics],
         "timings": [dict(row) for row in log.timings],
@@ -72,6 +74,7 @@ def restore(checkpoint: Checkpoint, tools: Tools, position: Position) -> None:
         tools.accelerator.scaler.load_state_dict(state["scaler"])
     for name in _COUNTED:
         setattr(position, name, state[name])
+    position.broken.update({int(row): error for row, error in state["broken"]})
     if state["best"] is not None:
         logits = checkpoint.tensors["best_logits"].numpy()
         position.best = Best(parts["best"], Scores(**state["best"]), logits)

@@ -25,6 +25,7 @@ __all__ = [
     "InputRecipe",
     "architecture_of",
     "create",
+    "has_weights",
     "head_of",
     "input_spec",
     "known_names",
@@ -125,6 +126,12 @@ def recipe_of(name: str) -> InputRecipe:
         crop_fraction=min(found.crop_pct, 1.0),
         fixed_size=found.fixed_input_size,
     )
+
+
+def has_weights(name: str) -> bool:
+    """Whether timm knows pretrained weights of an architecture."""
+    found = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return found is not None and bool(found.has_weights)
 
 
 def create(architecture: Architecture) -> Classifier:

@@ -177,7 +177,7 @@ class Report(_Part):
     `mistakes` holds up to 24 wrong answers, the most certain first; `confused` up to 12 pairs, the most
     frequent first; `history` the rows of `metrics.csv`, empty where nothing was trained; `seconds` is the
     time from the start of the command to this report. `leaked` is None where exactly this dataset was not
-    audited. `diagnosis` is of the training in `history`, warnings first.
+    audited. `diagnosis` is of the training in `history`, warnings first; `looked_for` what it could show.
     """
 
     metrics: Metrics
@@ -193,6 +193,7 @@ class Report(_Part):
     leaked: Leaked | None = None
     history: tuple[HistoryRow, ...] = ()
     diagnosis: tuple[Finding, ...] = ()
+    looked_for: tuple[Fault, ...] = ()
 
     @property
     def images(self) -> int:
@@ -211,6 +212,7 @@ def build_report(
     leaked: Collection[str] | None = None,
     history: Iterable[Mapping[str, float | int | str]] = (),
     diagnosis: Iterable[Finding] = (),
+    looked_for: Iterable[Fault] = (),
 ) -> Report:
     """Measure `predictions`; the same input gives the same report. `DatasetError` where there are none.
 
@@ -246,6 +248,7 @@ def build_report(
         leaked=None if leaked is None else _leaked(predictions, leaked),
         history=tuple(dict(row) for row in history),
         diagnosis=tuple(diagnosis),
+        looked_for=tuple(looked_for),
     )
 
 

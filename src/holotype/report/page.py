@@ -94,7 +94,6 @@ def _tables(report: Report) -> dict[str, Any]:
             for name, (title, meaning) in _MEANINGS.items()
         ],
         "faults": _FAULTS,
-        "trained": any(row.get("stage") != "head" for row in report.history),
         "pairs": _pairs(report),
         "classes": _class_rows(report),
         "splits": splits,

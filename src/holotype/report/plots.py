@@ -85,8 +85,10 @@ def history_png(history: Sequence[HistoryRow], file: Path, *, theme: Theme = LIG
     parts = figure.subfigures(1 + bool(small), 1, height_ratios=(3.9, 2.9)[: 1 + bool(small)], squeeze=False)
     for number, (names, curves) in enumerate(large):
         axes = parts[0, 0].add_subplot(1, len(large), number + 1)
-        _curves(axes, curves, theme=theme, names=names)
-        _mark_stages(axes, [str(row.get("stage", "")) for row in history], theme=theme)
+        stages = [str(row.get("stage", "")) for row in history]
+        _curves(axes, curves, theme=theme, names=names, stages=stages)
+        _number_epochs(axes, history)
+        _mark_stages(axes, stages, theme=theme)
         title = "Loss" if names is _LOSSES else _best(curves, history)
         axes.set_title(title, loc="left", **title_style(theme) | {"pad": 22})
     parts[0, 0].subplots_adjust(left=0.07, right=0.98, top=0.84, bottom=0.13, wspace=0.16)
@@ -395,15 +397,19 @@ def _column(history: Sequence[HistoryRow], name: str) -> Floats:
     return values
 
 
-def _curves(axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: _Names) -> None:
+def _curves(
+    axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: _Names, stages: Sequence[str] = ()
+) -> None:
+    """Lines over the rows, broken where a stage ends: what a head reached does not become the next epoch."""
+    ends = [row for row in range(1, len(stages)) if stages[row] != stages[row - 1]]
     first, last = names[0][0], names[-1][0]
     for name, label in names:
         if name not in curves:
             continue
         values = curves[name]
         axes.plot(
-            np.arange(1, len(values) + 1),
-            values,
+            np.insert(np.arange(1.0, len(values) + 1), ends, np.nan),
+            np.insert(values, ends, np.nan),
             color=theme.right[1] if name == last else theme.other,
             linestyle="-" if name == last else (0, (5, 1.6)),
             marker="o" if len(values) <= 40 else "",
@@ -417,6 +423,13 @@ def _curves(axes: Axes, curves: Mapping[str, Floats], *, theme: Theme, names: _N
     axes.set_xlabel("epoch", color=theme.soft, fontsize=9)
     if first != last:
         axes.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
+
+
+def _number_epochs(axes: Axes, history: Sequence[HistoryRow]) -> None:
+    """Ticks with the epochs' own numbers, which begin anew with each stage."""
+    every = max(round(len(history) / 16), 1)
+    rows = range(0, len(history), every)
+    axes.set_xticks([row + 1 for row in rows], [str(history[row].get("epoch", row + 1)) for row in rows])
 
 
 def _mark_stages(axes: Axes, stages: Sequence[str], *, theme: Theme) -> None:

@@ -19,6 +19,7 @@ from holotype.config import TuneConfig, resolve_config, to_yaml
 from holotype.dataset import dataset_name
 from holotype.errors import ConfigError, TrainingError
 from holotype.head import LOWER_IS_BETTER
+from holotype.locks import locked, working
 from holotype.progress import note
 from holotype.runlog import check_name
 from holotype.tune.page import write_page
@@ -47,7 +48,6 @@ from holotype.tune.study import (
     visible_url,
 )
 from holotype.tune.trials import FAILURES, Work, begin_work, run_trial
-from holotype.tune.workers import locked, working
 
 __all__ = ["TrialRow", "TuneResult", "tune"]
 

@@ -19,9 +19,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from holotype.config import TuneConfig
 from holotype.errors import ConfigError, TrainingError
+from holotype.locks import is_gone, locked
 from holotype.progress import note
 from holotype.tune.space import Axis
-from holotype.tune.workers import is_gone, locked
 
 __all__ = [
     "check_same",

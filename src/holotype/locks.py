@@ -1,4 +1,4 @@
-"""Processes of one machine that work on the same study: taking turns, and knowing who is gone.
+"""Processes of one machine that work in the same folder: taking turns, and knowing who is gone.
 
 Each holds a lock on a file of its own for as long as it lives; the system lets go of it however a process
 ends. Windows has no such locks: there, as between machines, the heartbeat in the database has to do.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["is_gone", "locked", "working"]
+__all__ = ["is_gone", "locked", "lone", "working"]
 
 
 @contextmanager
@@ -22,6 +22,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         _lock(file, wait=True)
         yield
+
+
+@contextmanager
+def lone(folder: Path) -> Iterator[bool]:
+    """Whether no other process is within; if so, none enters until this one has left."""
+    with (folder / ".lock").open("w") as file:
+        yield _lock(file, wait=False)
 
 
 @contextmanager
