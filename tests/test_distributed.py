@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from digits import write_digits
+from holotype.runlog import read_rows
 
 # No dropout: its masks belong to a process's part of the batch. 90 images in batches of 16: uneven shares.
 SETTINGS = (
@@ -23,6 +24,7 @@ SETTINGS = (
     "fit.batch_size=15",
     "fit.deterministic=true",
     "model.dropout=0",
+    "fit.checkpoint_seconds=0.2",
 )
 TOLERANCE = 2e-3
 """Largest difference of a weight, as a share of its tensor's largest: sums are added in another order."""
@@ -59,8 +61,21 @@ def test_two_processes_train_the_model_of_one(data: Path, tmp_path: Path) -> Non
     for name, value in one.items():
         scale = max(float(np.abs(value).max()), 1e-6)
         assert float(np.abs(value - two[name]).max()) <= TOLERANCE * scale, name
-    rows = [(tmp_path / f"of-{n}" / "metrics.csv").read_text().splitlines() for n in (1, 2)]
-    assert len(rows[0]) == len(rows[1])
+    alone, together = (read_rows((tmp_path / f"of-{n}" / "metrics.csv").read_text()) for n in (1, 2))
+    assert [row.keys() for row in alone] == [row.keys() for row in together]
+    for mine, theirs in zip(alone, together, strict=True):
+        numbers = {name: value for name, value in mine.items() if name != "stage"}
+        assert {name: theirs[name] for name in numbers} == pytest.approx(numbers, rel=0.02, abs=2e-3), mine
+
+
+def test_an_error_of_the_first_process_is_one_line_of_each(tmp_path: Path) -> None:
+    result = subprocess.run(
+        command(str(tmp_path / "nowhere"), "--runs", str(tmp_path), processes=2),
+        capture_output=True, text=True, env=environment(), timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert "no such dataset" in result.stderr
+    assert "Connection closed" not in result.stderr
 
 
 @pytest.mark.slow
