@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -20,7 +21,14 @@ from holotype import TrainResult, evaluate, load, train
 from holotype.bundle import open_bundle
 from holotype.config import EvaluateConfig, TrainConfig, merge
 from holotype.dataset import open_dataset
-from holotype.errors import ConfigError, HolotypeError, ModelError, ParityError, TrainingError
+from holotype.errors import (
+    ConfigError,
+    HolotypeError,
+    MissingExtraError,
+    ModelError,
+    ParityError,
+    TrainingError,
+)
 from holotype.scoring import score
 
 
@@ -37,9 +45,26 @@ class TestRun:
             "confusion_matrix.png",
         }  # fmt: skip
         assert not [name for name in names if name.startswith(".")]
-        events = list((tuned.folder / "tensorboard").rglob("events.out.*"))
-        assert events
-        assert events[0].stat().st_size > 100
+
+    def test_tensorboard_has_curves_of_steps_epochs_and_head(
+        self, tuned: TrainResult, probe: TrainResult
+    ) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        def curves(run: TrainResult) -> dict[str, list[tuple[int, float]]]:
+            found = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+            tags = found.Tags()["scalars"]
+            return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in tags}
+
+        seen = curves(tuned)
+        assert {"step/gradient_norm/head", "epoch/images_per_second", "head/l2"} <= seen.keys()
+        rows = [row for row in rows_of(tuned.folder / "metrics.csv") if row["stage"] == "fine-tune"]
+        assert [value for _, value in seen["epoch/validation_loss"]] == pytest.approx(
+            [float(row["validation_loss"]) for row in rows], rel=1e-5
+        )
+        steps = rows_of(tuned.folder / "steps.csv")
+        assert [step for step, _ in seen["step/loss"]] == [int(float(row["step"])) for row in steps]
+        assert len(curves(probe)["head/validation_accuracy"]) == 6
 
     def test_report_is_the_contract(self, probe: TrainResult) -> None:
         report = json.loads((probe.folder / "report.json").read_text())
@@ -148,6 +173,13 @@ class TestEvaluate:
 
 
 class TestRefusals:
+    @pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
+    def test_a_tracker_that_is_not_installed(self, digits: Path, tmp_path: Path) -> None:
+        overrides = {**SMALL, "monitor": {"trackers": ["mlflow"]}}
+        with pytest.raises(MissingExtraError, match="pip install mlflow"):
+            train(digits, overrides=overrides, runs=tmp_path)
+        assert not any(tmp_path.iterdir())
+
     def test_too_few_images_for_the_gate(self, tmp_path: Path) -> None:
         few = write_digits(tmp_path / "few", classes=2, train=10, validation=4, test=4)
         with pytest.raises(ParityError, match="needs 64 real images, the dataset has 36"):
