@@ -176,6 +176,18 @@ def test_file_that_breaks_while_training_is_left_out(tmp_path: Path) -> None:
     assert json.loads((run / "report.json").read_text())["metrics"]["accuracy"]["value"] > 0.8
 
 
+def test_validation_is_judged_by_no_other_image_than_its_own(tmp_path: Path) -> None:
+    data = write_digits(tmp_path / "digits")
+    run = tmp_path / "run"
+    fly = (*SETTINGS, "data.cache_limit_gb=0", "data.max_unreadable=0.5", "fit.epochs=200")
+    process = start(str(data), "--name", "run", "--runs", str(tmp_path), settings=fly)
+    wait_for(lambda: tuned(run), process)
+    broken = next((data / "validation" / "1").iterdir())
+    broken.write_bytes(b"")
+    err = finish(process, code=1)
+    assert f"{broken.name}: was readable when the dataset was indexed and is no more" in err
+
+
 def test_too_many_broken_files_stop_the_run(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "digits")
     run = tmp_path / "run"

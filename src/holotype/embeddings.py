@@ -22,12 +22,13 @@ from holotype.preprocess import Pixels, Preprocess
 from holotype.progress import note, track
 from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
 
-__all__ = ["Backbone", "Embedding", "embed", "embeddings_of"]
+__all__ = ["EMBEDDED_AT_ONCE", "Backbone", "Embedding", "embed", "embeddings_of"]
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-_BATCH = 8  # on CPUs as fast as larger ones, with a quarter of the memory of 32
+EMBEDDED_AT_ONCE = 8
+"""Images: on CPUs as fast as larger batches, with a quarter of the memory of 32."""
 
 
 class Embedding(Protocol):
@@ -89,8 +90,8 @@ class Backbone:
 
 def embeddings_of(runtime: Runtime, images: Pixels) -> Floats:
     """`float32[N, D]` of `uint8[N, H, W, 3]`, in small batches."""
-    starts = range(0, len(images), _BATCH)
-    return np.concatenate([runtime.run(images[at : at + _BATCH]).embedding for at in starts])
+    starts = range(0, len(images), EMBEDDED_AT_ONCE)
+    return np.concatenate([runtime.run(images[at : at + EMBEDDED_AT_ONCE]).embedding for at in starts])
 
 
 def embed(

@@ -193,11 +193,7 @@ class Dataset:
     def _replacement(self, row: int, error: str, shape: Shape, instead: Instead | None) -> Pixels:
         """The pixels of the row that is to be shown instead of a broken one, or of the one after it."""
         if instead is None:
-            raise DatasetError(
-                f"was readable when the dataset was indexed and is no more ({error})",
-                where=self.file(self.paths(np.array([row]))[0]),
-                fix="restore the file, or run again to index the dataset anew",
-            )
+            raise self.lost(row, error)
         while True:
             row = instead(row, error)
             decoded = decode_now(self._files(np.array([row])), **self._decoding(shape))
@@ -205,6 +201,14 @@ class Dataset:
                 pixels: Pixels = decoded.pixels[0]
                 return pixels
             error = decoded.errors[0]
+
+    def lost(self, row: int, error: str) -> DatasetError:
+        """The error about a file that nothing may be shown instead of."""
+        return DatasetError(
+            f"was readable when the dataset was indexed and is no more ({error})",
+            where=self.file(self.paths(np.array([row]))[0]),
+            fix="restore the file, or run again to index the dataset anew",
+        )
 
     def _files(self, rows: Rows) -> list[str]:
         return [str(self.root / path) for path in self.paths(rows)]

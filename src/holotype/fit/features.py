@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
 from holotype.dataset import Dataset
-from holotype.embeddings import Backbone, embed
+from holotype.embeddings import EMBEDDED_AT_ONCE, Backbone, embed
 from holotype.fit.quarantine import Quarantine
 from holotype.head import Features, batches_of, extract_features
 from holotype.progress import note
@@ -14,8 +16,6 @@ from holotype.runlog import RunLog
 from holotype.runtime import Runtime
 
 __all__ = ["Splits", "computed_features", "remembered_features"]
-
-_BATCH = 8  # on CPUs as fast as larger ones, in less memory
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ def computed_features(
     begun = time.perf_counter()
     train = extract_features(
         runtime,
-        dataset.pixels(list(batches_of(rows, size=_BATCH)), instead=quarantine),
+        dataset.pixels(list(batches_of(rows, size=EMBEDDED_AT_ONCE)), instead=quarantine),
         dataset.labels(rows),
         mirror=mirror,
         label="features of train",
     )
     validation = extract_features(
         runtime,
-        dataset.pixels(list(batches_of(judged, size=_BATCH))),
+        dataset.pixels(list(batches_of(judged, size=EMBEDDED_AT_ONCE)), instead=quarantine),
         dataset.labels(judged),
         mirror=False,
         label="features of validation",
@@ -56,9 +56,9 @@ def remembered_features(
     """Of `backbone`, from the dataset's cache folder where an audit or an earlier run has computed them."""
     rows, judged = dataset.rows("train"), dataset.rows("validation")
     begun = time.perf_counter()
+    both = embed(dataset, backbone=backbone, rows=np.concatenate([rows, judged]), instead=quarantine)
     splits = Splits(
-        Features(embed(dataset, backbone=backbone, rows=rows, instead=quarantine), dataset.labels(rows)),
-        Features(embed(dataset, backbone=backbone, rows=judged), dataset.labels(judged)),
+        Features(both[: len(rows)], dataset.labels(rows)), Features(both[len(rows) :], dataset.labels(judged))
     )
     _tell(splits, by=backbone.model.name, seconds=time.perf_counter() - begun, log=log)
     return splits

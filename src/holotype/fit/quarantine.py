@@ -18,7 +18,8 @@ class Quarantine:
     """Called with a row that cannot be read and why: says which one to show instead.
 
     That is the next readable one of the same class in order of path, so that the same broken files give the
-    same run. Above the share `allowed` of the training images it raises `DatasetError`.
+    same run. It raises `DatasetError` above the share `allowed` of the training images, and for what is not
+    trained on: nothing is judged by another image.
     """
 
     def __init__(self, dataset: Dataset, *, allowed: float) -> None:
@@ -30,6 +31,8 @@ class Quarantine:
         """The row to show instead of `row`."""
         (path,) = self.dataset.paths(np.array([row]))
         rows = self.dataset.rows("train")
+        if row not in rows:
+            raise self.dataset.lost(row, error)
         if row not in self.errors:
             self.errors[row] = error
             note(f"{path} broke while training and is left out: {error}")
