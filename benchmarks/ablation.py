@@ -29,6 +29,7 @@ import numpy as np
 from holotype.config import TrainConfig, merge, parse_assignments, resolve_config
 from holotype.fit import Session, learn, open_session
 from holotype.runlog import RunLog
+from rivals.outcome import mean_difference
 
 BASE = (
     "data.size=160", "fit.scale=1.0", "fit.epochs=3", "fit.patience=100", "augment.preset=light",
@@ -172,14 +173,13 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         sys.exit("there is no run of base to compare with")
     base = {run["seed"]: run for run in runs if run["name"] == "base"}
     print(
-        f"\n{'':22} {'seeds':>5} {'accuracy':>8} {'difference to base, points':>27} {'balanced':>8}"
+        f"\n{'':22} {'seeds':>5} {'accuracy':>8} {'difference to base':>27} {'balanced':>8}"
         f" {'log loss':>8} {'seconds':>7}"
     )
     for name in names:
         own = [run for run in runs if run["name"] == name and run["seed"] in base]
         gaps = [np.array(run["right"]) - np.array(base[run["seed"]]["right"]) for run in own]
-        value, low, high = interval(np.mean(gaps, axis=0))
-        told = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" if name != "base" else ""
+        told = str(mean_difference(np.mean(gaps, axis=0))) if name != "base" else ""
         mean = {
             key: float(np.mean([run[key] for run in own]))
             for key in ("accuracy", "balanced_accuracy", "loss", "seconds")
@@ -188,14 +188,6 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
             f"{name:22} {len(own):5} {mean['accuracy']:8.1%} {told:>27} {mean['balanced_accuracy']:8.1%}"
             f" {mean['loss']:8.3f} {mean['seconds']:7.0f}"
         )
-
-
-def interval(gaps: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % percentile bootstrap interval over images, in points."""
-    rng = np.random.default_rng(0)
-    means = [rng.choice(gaps, len(gaps)).mean() for _ in range(2000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return 100 * float(gaps.mean()), 100 * float(low), 100 * float(high)
 
 
 if __name__ == "__main__":

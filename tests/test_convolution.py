@@ -8,16 +8,14 @@ from torch import nn
 from torch.nn import functional
 
 from holotype.fit.convolution import _Depthwise, _Geometry, faster_convolutions
-from holotype.models import Architecture, Classifier, create
+from holotype.models import Architecture, Classifier
+from networks import small_network
 
 
 def classifier_of(name: str, *, size: int = 64, seed: int = 0) -> Classifier:
     """A network whose batch norms have statistics and scales like those of a trained one."""
     torch.manual_seed(seed)
-    architecture = Architecture(
-        name=name, classes=5, height=size, width=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-    )
-    classifier = create(architecture)
+    classifier = small_network(name, side=size, classes=5)
     classifier.train()
     with torch.no_grad():
         for _ in range(3):

@@ -11,12 +11,13 @@ from torch import nn
 from holotype.config import FitConfig, TrainConfig, resolve_config
 from holotype.errors import ConfigError
 from holotype.fit.freeze import FreezePlan, apply_freezing, training_mode
-from holotype.models import Architecture, Classifier, create, head_of, stages
+from holotype.models import Classifier, head_of, stages
+from networks import small_network
 
 
 def network(name: str = "test_resnet") -> Classifier:
     torch.manual_seed(0)
-    return create(Architecture(name=name, classes=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    return small_network(name)
 
 
 def configure(**settings: Any) -> FitConfig:

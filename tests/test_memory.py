@@ -23,7 +23,8 @@ from holotype.fit.memory import (
     out_of_memory,
     settle_micro_batch,
 )
-from holotype.models import Architecture, Classifier, create
+from holotype.models import Classifier
+from networks import small_network
 
 CPU = torch.device("cpu")
 SIZE = Shape(128, 128)
@@ -32,16 +33,7 @@ CONFIG = FitConfig(unfreeze="all", freeze_norm=True, precision="fp32", epochs=1)
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return create(
-        Architecture(
-            name="tf_efficientnet_lite0",
-            classes=3,
-            height=SIZE.height,
-            width=SIZE.width,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-        )
-    )
+    return small_network("tf_efficientnet_lite0", side=SIZE.height)
 
 
 def asking(**settings: object) -> FitConfig:

@@ -12,19 +12,17 @@ from torch import nn
 from torch.nn import functional
 
 from holotype.config import MonitorConfig
-from holotype.fit.monitor import Monitor
-from holotype.models import Architecture, Classifier, create, stages
+from holotype.fit.monitor import Monitor, Step
+from holotype.models import Classifier, stages
 from holotype.runlog import METRIC_COLUMNS, RunLog, read_rows
+from networks import small_network
 
 BATCH = 24
 
 
 def network(name: str = "test_resnet") -> Classifier:
     torch.manual_seed(0)
-    architecture = Architecture(
-        name=name, classes=10, height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-    )
-    return create(architecture)
+    return small_network(name, classes=10)
 
 
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,18 +63,8 @@ class Run:
         norm = float(nn.utils.clip_grad_norm_(self.trained, self.clip))
         before = self.monitor.before_step(number)
         self.optimizer.step()
-        self.monitor.after_step(
-            number,
-            epoch=epoch,
-            loss=loss,
-            accuracy=right / len(labels),
-            gradient_norm=norm,
-            rates=[0.1, 0.05],
-            before=before,
-            images=len(labels),
-            seconds=2.0,
-            waited=0.5,
-        )
+        step = Step(number, epoch, loss, right, norm, [0.1, 0.05], len(labels), seconds=2.0, waited=0.5)
+        self.monitor.after_step(step, before=before)
         self.optimizer.zero_grad()
         self.losses.append(loss)
         self.norms.append(norm)
@@ -149,7 +137,7 @@ class TestRows:
         run = Run(every=10)
         for number in range(3):
             run.step(number)
-        run.monitor.fail_step(3, epoch=1, loss=math.nan, gradient_norm=math.inf, rates=[0.1])
+        run.monitor.fail_step(Step(3, 1, math.nan, 0.0, math.inf, [0.1], BATCH, seconds=2.0, waited=0.5))
         assert [row["step"] for row in run.monitor.rows] == [0, 2, 3]
         assert run.monitor.rows[1]["loss"] == pytest.approx(np.mean(run.losses[1:]), rel=1e-5)
         assert math.isnan(float(run.monitor.rows[2]["loss"]))

@@ -15,17 +15,15 @@ from holotype.config import FitConfig
 from holotype.errors import ConfigError
 from holotype.fit.freeze import apply_freezing
 from holotype.fit.optimizer import add_l2, build_optimizer
-from holotype.models import Architecture, Classifier, blocks, create, head_of
+from holotype.models import Classifier, blocks, head_of
+from networks import small_network
 
 SIDE = 32
 
 
 def network(name: str = "test_efficientnet") -> Classifier:
     torch.manual_seed(0)
-    side = 160 if "vit" in name else SIDE
-    return create(
-        Architecture(name=name, classes=4, height=side, width=side, mean=(0.5,) * 3, std=(0.5,) * 3)
-    )
+    return small_network(name, side=160 if "vit" in name else SIDE, classes=4)
 
 
 def configure(optimizer: dict[str, Any] | str, **settings: Any) -> FitConfig:

@@ -14,7 +14,8 @@ from holotype.config import FitConfig
 from holotype.dataset import Shape
 from holotype.errors import ConfigError
 from holotype.fit.precision import choose_compile, choose_precision
-from holotype.models import Architecture, Classifier, create
+from holotype.models import Classifier
+from networks import small_network
 
 CPU = torch.device("cpu")
 SIZE = Shape(64, 64)
@@ -28,17 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return create(
-        Architecture(
-            name="mobilenetv3_small_050",
-            classes=3,
-            height=SIZE.height,
-            width=SIZE.width,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            dropout=0.5,
-        )
-    )
+    return small_network("mobilenetv3_small_050", side=SIZE.height, dropout=0.5)
 
 
 def config(**settings: object) -> FitConfig:

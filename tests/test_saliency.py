@@ -12,6 +12,7 @@ from torch import nn
 from holotype.errors import ModelError
 from holotype.models import Architecture, Classifier, create, set_head
 from holotype.saliency import heat_maps, overlay
+from networks import small_network
 
 PATCH = 32
 COLOURS = ((230, 20, 20), (20, 20, 230))
@@ -19,11 +20,7 @@ COLOURS = ((230, 20, 20), (20, 20, 230))
 
 def network(name: str, *, side: int, classes: int = 2, seed: int = 0, **options: Any) -> Classifier:
     torch.manual_seed(seed)
-    mean = std = (0.5, 0.5, 0.5)
-    architecture = Architecture(
-        name=name, classes=classes, height=side, width=side, mean=mean, std=std, **options
-    )
-    return create(architecture).eval()
+    return small_network(name, side=side, classes=classes, **options).eval()
 
 
 def patched(count: int, *, side: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

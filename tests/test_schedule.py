@@ -14,7 +14,8 @@ from holotype.config import FitConfig
 from holotype.errors import TrainingError
 from holotype.fit.optimizer import build_optimizer
 from holotype.fit.schedule import Schedule, build_schedule
-from holotype.models import Architecture, Classifier, create
+from holotype.models import Classifier
+from networks import small_network
 
 EPOCHS, STEPS = 5, 8
 TOTAL = EPOCHS * STEPS
@@ -22,9 +23,7 @@ TOTAL = EPOCHS * STEPS
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return create(
-        Architecture(name="test_resnet", classes=3, height=32, width=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    )
+    return small_network()
 
 
 def configure(name: str, **settings: Any) -> FitConfig:

@@ -40,6 +40,18 @@ def read_entry(description: str | None) -> Entry:
     return Entry(**vars(parser.parse_args()))
 
 
+def pretrained(entry: Entry) -> Any:
+    """The backbone that all race with, with its ImageNet weights and a fresh head."""
+    import timm
+
+    return timm.create_model(
+        "tf_efficientnet_lite0",
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(entry.weights)},
+        num_classes=sum(folder.is_dir() for folder in (entry.data / "train").iterdir()),
+    )
+
+
 def say_ready() -> None:
     """Everything is built; the first epoch begins."""
     print("ready", flush=True)

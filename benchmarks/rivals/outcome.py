@@ -82,10 +82,7 @@ def of(outcomes: Sequence[Outcome], who: str, *, minutes: float) -> list[Outcome
 
 
 def paired_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Difference:
-    """Our mean accuracy less theirs, with a bootstrap over images (Efron 1979).
-
-    All seeds of an image are drawn together: 10,000 resamples of the images, percentiles.
-    """
+    """Our mean accuracy less theirs; of the bootstrap all seeds of an image are drawn together."""
     judged = {outcome.judged for outcome in (*ours, *theirs)}
     if len(judged) != 1:
         sys.exit(f"not the same images were judged: {sorted(judged)}")
@@ -95,6 +92,11 @@ def paired_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Dif
     for sign, side in ((-1, ours), (1, theirs)):
         for outcome in side:
             differences[[place[path] for path in outcome.wrong]] += sign / len(side)
+    return mean_difference(differences)
+
+
+def mean_difference(differences: np.ndarray) -> Difference:
+    """The mean over images, with a bootstrap over them (Efron 1979): 10,000 resamples, percentiles."""
     rng = np.random.default_rng(0)
     means = [rng.choice(differences, len(differences)).mean() for _ in range(10_000)]
     low, high = np.quantile(means, [0.025, 0.975])

@@ -6,9 +6,8 @@ with AdamW and a cosine schedule, validation after every epoch with Resize and C
 
 from __future__ import annotations
 
-import timm
 import torch
-from entry import Best, Entry, below, read_entry, say_ready, write_wrong
+from entry import Best, Entry, below, pretrained, read_entry, say_ready, write_wrong
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -44,13 +43,7 @@ def main() -> None:
 
 def build(entry: Entry) -> tuple[nn.Module, transforms.Compose, transforms.Compose]:
     """The network with ImageNet weights and a fresh head; transforms of training and of validation."""
-    classes = sum(folder.is_dir() for folder in (entry.data / "train").iterdir())
-    model = timm.create_model(
-        "tf_efficientnet_lite0",
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(entry.weights)},
-        num_classes=classes,
-    )
+    model = pretrained(entry)
     normal = transforms.Normalize(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     training = transforms.Compose([
         transforms.RandomResizedCrop(entry.size), transforms.RandomHorizontalFlip(),

@@ -10,9 +10,8 @@ The command it stands for, with the input recipe of the weights (mean, std, bicu
 
 from __future__ import annotations
 
-import timm
 import torch
-from entry import Best, Entry, below, read_entry, say_ready, write_wrong
+from entry import Best, Entry, below, pretrained, read_entry, say_ready, write_wrong
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -24,13 +23,7 @@ from torch import nn
 def main() -> None:
     entry = read_entry(__doc__)
     random_seed(entry.seed)
-    classes = sum(folder.is_dir() for folder in (entry.data / "train").iterdir())
-    model = timm.create_model(
-        "tf_efficientnet_lite0",
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(entry.weights)},
-        num_classes=classes,
-    ).to(memory_format=torch.channels_last)
+    model = pretrained(entry).to(memory_format=torch.channels_last)
     recipe = resolve_data_config({"img_size": entry.size}, model=model)
     loader, validation = (load(entry, split, recipe) for split in ("train", "validation"))
     train(entry, model, loader, validation)

@@ -21,6 +21,7 @@ from holotype.config.resolve import (
 from holotype.config.training import (
     AUGMENT_PRESETS,
     PRESETS,
+    WITHOUT_EFFECT_ON_RESULTS,
     AdamW,
     AugmentConfig,
     Cosine,
@@ -43,6 +44,7 @@ from holotype.config.training import (
 __all__ = [
     "AUGMENT_PRESETS",
     "PRESETS",
+    "WITHOUT_EFFECT_ON_RESULTS",
     "AdamW",
     "AgreeConfig",
     "AuditConfig",

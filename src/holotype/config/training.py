@@ -332,6 +332,14 @@ class TrainConfig(BaseModel):
     monitor: MonitorConfig = MonitorConfig()
 
 
+WITHOUT_EFFECT_ON_RESULTS: dict[str, Any] = {
+    "fit": {"micro_batch", "checkpoint_seconds"},
+    "data": {"max_unreadable", "cache_limit_gb"},
+    "monitor": True,
+}
+"""Settings of `train` on which no result depends, up to rounding; as `exclude` of `model_dump`."""
+
+
 class TuneConfig(BaseModel):
     """Settings of `tune`: how a space of training settings is searched."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from holotype.diagnosis.epochs import input_bound, label_noise, overfitting, underfitting
 from holotype.diagnosis.evidence import LEAST_EPOCHS, LEAST_ROWS, Evidence, suspect_paths
@@ -18,17 +19,35 @@ from holotype.report import Fault, Finding
 
 __all__ = ["Evidence", "diagnose", "looked_for", "suspect_paths"]
 
-_RULES: dict[Fault, Callable[[Evidence], Finding | None]] = {
-    "learning-rate-high": rate_too_high,
-    "exploding-gradients": exploding,
-    "dead-layer": dead_layer,
-    "norm-mismatch": norm_mismatch,
-    "vanishing-gradients": vanishing,
-    "learning-rate-low": rate_too_low,
-    "label-noise": label_noise,
-    "overfitting": overfitting,
-    "underfitting": underfitting,
-    "input-bound": input_bound,
+
+@dataclass(frozen=True)
+class _Rule:
+    """How a fault is found, and whether an evidence can show it at all: a trend, say, takes some epochs."""
+
+    find: Callable[[Evidence], Finding | None]
+    able: Callable[[Evidence], bool] = lambda evidence: bool(evidence.finite_steps)
+
+
+_RULES: dict[Fault, _Rule] = {
+    "learning-rate-high": _Rule(rate_too_high),
+    "exploding-gradients": _Rule(
+        exploding, lambda evidence: evidence.diverged or len(evidence.finite_steps) >= LEAST_ROWS
+    ),
+    "dead-layer": _Rule(dead_layer),
+    "norm-mismatch": _Rule(norm_mismatch),
+    "vanishing-gradients": _Rule(vanishing),
+    "learning-rate-low": _Rule(rate_too_low, lambda evidence: len(evidence.finite_steps) >= LEAST_EPOCHS),
+    "label-noise": _Rule(
+        label_noise,
+        lambda evidence: (
+            evidence.tells_labels and (evidence.suspects is not None or len(evidence.epochs) >= LEAST_EPOCHS)
+        ),
+    ),
+    "overfitting": _Rule(overfitting, lambda evidence: len(evidence.epochs) >= LEAST_EPOCHS),
+    "underfitting": _Rule(
+        underfitting, lambda evidence: len(evidence.epochs) >= 2 and not evidence.interrupted
+    ),
+    "input-bound": _Rule(input_bound, lambda evidence: bool(evidence.timings)),
 }
 
 _CAUSES: dict[Fault, tuple[Fault, ...]] = {
@@ -44,26 +63,15 @@ _CAUSES: dict[Fault, tuple[Fault, ...]] = {
 
 
 def looked_for(evidence: Evidence) -> tuple[Fault, ...]:
-    """The faults that this evidence can show, found or not: a trend, say, takes some epochs."""
-    epochs, rows = len(evidence.epochs), len(evidence.finite_steps)
-    able: dict[Fault, bool] = {
-        "exploding-gradients": rows >= LEAST_ROWS or evidence.diverged,
-        "learning-rate-low": rows >= LEAST_EPOCHS,
-        "overfitting": epochs >= LEAST_EPOCHS,
-        "underfitting": epochs >= 2 and not evidence.interrupted,
-        "label-noise": evidence.sample_losses is not None
-        and not evidence.mixed
-        and (evidence.suspects is not None or epochs >= LEAST_EPOCHS),
-        "input-bound": bool(epochs),
-    }
-    return tuple(fault for fault in _RULES if able.get(fault, rows > 0))
+    """The faults that this evidence can show, found or not."""
+    return tuple(fault for fault, rule in _RULES.items() if rule.able(evidence))
 
 
 def diagnose(evidence: Evidence) -> tuple[Finding, ...]:
     """Every fault that the evidence shows: warnings first, and causes before what follows from them."""
     found: list[Finding] = []
     for rule in _RULES.values():
-        finding = rule(evidence)
+        finding = rule.find(evidence) if rule.able(evidence) else None
         warned = {other.name for other in found if other.severity == "warning"}
         if finding is not None and warned.isdisjoint(_CAUSES.get(finding.name, ())):
             found.append(finding)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from holotype.diagnosis.evidence import LEAST_EPOCHS, Evidence, column, finding_of, percent, standard_error
+from holotype.diagnosis.evidence import Evidence, column, finding_of, percent, standard_error
 from holotype.diagnosis.remedies import cache_size, more_freedom, more_robust, more_variety, round_rate
 from holotype.report import Finding
 
@@ -37,7 +37,7 @@ def overfitting(evidence: Evidence) -> Finding | None:
     """A gap, and a validation loss that rises, or that hardly falls while there is nothing left to learn."""
     rows = evidence.epochs
     losses, training = column(rows, "validation_loss"), column(rows, "train_loss")
-    if len(rows) < LEAST_EPOCHS or not np.isfinite(losses).all():
+    if not np.isfinite(losses).all():
         return None
     scores = column(rows, "validation_accuracy")
     train, validation, images = evidence.train_accuracy, float(scores[-1]), evidence.images("validation")
@@ -71,8 +71,6 @@ def overfitting(evidence: Evidence) -> Finding | None:
 def underfitting(evidence: Evidence) -> Finding | None:
     """Training images that are not learned either."""
     rows = evidence.epochs
-    if len(rows) < 2 or evidence.interrupted:
-        return None
     train, validation = evidence.train_accuracy, column(rows, "validation_accuracy")
     sizes = [by_split.get("train", 0) for by_split in evidence.counts.values()]
     largest = max(sizes) / max(sum(sizes), 1)
@@ -97,8 +95,8 @@ def underfitting(evidence: Evidence) -> Finding | None:
 def label_noise(evidence: Evidence) -> Finding | None:
     """Images that resist: the audit's suspects, or without an audit a heavy tail of losses."""
     losses = evidence.sample_losses
-    if losses is None or not np.isfinite(losses).any() or evidence.mixed:
-        return None  # the losses of mixed images are of two labels
+    if losses is None:
+        raise AssertionError("a rule was asked without what it needs")
     shown = np.isfinite(losses)
     if evidence.suspects is None:
         return _heavy_tail(evidence, losses[shown])
@@ -127,7 +125,7 @@ def _heavy_tail(evidence: Evidence, losses: npt.NDArray[np.float32]) -> Finding 
     """Images whose label is less likely than by guessing, after epochs of training on them."""
     guess, config = math.log(max(len(evidence.counts), 2)), evidence.config
     share, median = float((losses > guess).mean()), float(np.median(losses))
-    if len(evidence.epochs) < LEAST_EPOCHS or share < _TAIL or median > guess / 2:
+    if share < _TAIL or median > guess / 2:
         return None
     return finding_of(
         "label-noise",

@@ -81,9 +81,10 @@ class Evidence:
         return self.recall if self.recall is not None else float(self.epochs[-1]["train_accuracy"])
 
     @property
-    def mixed(self) -> bool:
-        """Whether training images show two classes."""
-        return self.config.augment.mixup > 0 or self.config.augment.cutmix > 0
+    def tells_labels(self) -> bool:
+        """Whether there are losses of single labels: those of mixed images are of two."""
+        mixed = self.config.augment.mixup > 0 or self.config.augment.cutmix > 0
+        return not mixed and self.sample_losses is not None and bool(np.isfinite(self.sample_losses).any())
 
     def images(self, split: str) -> int:
         return sum(by_split.get(split, 0) for by_split in self.counts.values())

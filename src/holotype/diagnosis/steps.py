@@ -8,7 +8,6 @@ import numpy as np
 
 from holotype.diagnosis.evidence import (
     LEAST_EPOCHS,
-    LEAST_ROWS,
     Evidence,
     Floats,
     by_stage,
@@ -93,7 +92,7 @@ def _head_undone(evidence: Evidence, losses: Floats, meaning: str) -> Finding | 
 def rate_too_low(evidence: Evidence) -> Finding | None:
     """Steps that are tiny against the weights, and a loss that stands still though there is much to learn."""
     ratios, losses = ratios_of(evidence.finite_steps), column(evidence.finite_steps, "loss")
-    if len(losses) < LEAST_EPOCHS or not len(ratios):
+    if not len(ratios):
         return None
     usual, (early, late) = float(np.median(ratios)), thirds(losses)
     accuracy = float(column(evidence.finite_steps, "accuracy")[-1])
@@ -157,8 +156,6 @@ def _abnormal(steps: Sequence[Row], *, gradual: bool) -> tuple[str | None, bool]
 
     Where stages are unfrozen one by one the norm grows with their number.
     """
-    if len(steps) < LEAST_ROWS:
-        return None, False
     norms, peaks = column(steps, "gradient_norm"), column(steps, "gradient_norm_max")
     (early, late), settled = thirds(norms), len(steps) // 3
     usual, peak = float(np.median(norms[settled:])), float(np.max(peaks[settled:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from holotype.bundle import write_text
-from holotype.config import TrainConfig, read_recipe, resolve_config, to_yaml
+from holotype.config import WITHOUT_EFFECT_ON_RESULTS, TrainConfig, read_recipe, resolve_config, to_yaml
 from holotype.errors import ConfigError, DatasetError
 from holotype.fit.checkpoint import Checkpoint, load_checkpoint
 from holotype.fit.session import Session, open_session
@@ -25,12 +25,6 @@ from holotype.runlog import Row, RunLog, create_run
 __all__ = ["Run", "alone", "begin_run", "record_end", "resume_run"]
 
 _RUN = "run.json"
-# What has no part in the result, up to rounding: a resumed run may go on with other values.
-_PASSING: dict[str, Any] = {
-    "fit": {"micro_batch", "checkpoint_seconds"},
-    "data": {"max_unreadable", "cache_limit_gb"},
-    "monitor": True,
-}
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ class Run:
 
 
 def begin_run(data: Path, config: TrainConfig, *, name: str, runs: Path, device: str) -> Run:
+    """A run in a new folder, which holds all that resuming it takes."""
     start = time.perf_counter()
     config = _located(config)
     session = open_session(data, config, device=device)
@@ -89,7 +84,8 @@ def _located(config: TrainConfig) -> TrainConfig:
 def _continued(config: TrainConfig, overrides: Mapping[str, Any], *, folder: Path) -> TrainConfig:
     """The settings of a run with `overrides`; `ConfigError` where its result would depend on them."""
     changed = resolve_config(TrainConfig, recipe=config.model_dump(mode="json"), overrides=overrides)
-    if changed.model_dump(exclude=_PASSING) != config.model_dump(exclude=_PASSING):
+    before, after = (each.model_dump(exclude=WITHOUT_EFFECT_ON_RESULTS) for each in (config, changed))
+    if before != after:
         raise ConfigError(
             "a resumed run keeps its settings",
             where=folder,

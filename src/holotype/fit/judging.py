@@ -19,7 +19,7 @@ from holotype.models import weights_of
 from holotype.progress import note
 from holotype.runlog import RunLog
 
-__all__ = ["diverged", "judge", "merge_counts", "recall"]
+__all__ = ["diverged", "judge", "merge_counts", "recalled"]
 
 _RECALLED = 1000
 
@@ -69,7 +69,7 @@ def merge_counts(position: Position, processes: Processes) -> None:
         position.forget()
 
 
-def recall(tools: Tools, plan: Plan) -> float:
+def recalled(tools: Tools, plan: Plan) -> float:
     """Accuracy on up to a thousand training images, evenly chosen, as validation shows them."""
     rows = plan.feed.rows
     rows = rows[:: -(-len(rows) // _RECALLED)]
@@ -101,7 +101,7 @@ def _write(
         "train_loss": sums["loss"] / sums["seen"],
         "train_accuracy": sums["right"] / sums["seen"],
         "train_macro_f1": float(macro_f1(position.confusion[None])[0]) if position.confusion.any() else 0.0,
-        "gradient_norm": sums["norm"] / max(sums["steps"], 1),
+        "gradient_norm": sums.get("norm", 0.0) / max(sums.get("taken", 0.0), 1),
         **validation_columns(scores),
         **tools.monitor.epoch_metrics(position.epoch),
     }

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -26,8 +27,8 @@ from holotype.errors import TrainingError
 from holotype.fit.batches import Batch, feed_epoch
 from holotype.fit.freeze import apply_freezing, training_mode
 from holotype.fit.interrupt import Interrupt, interruptible
-from holotype.fit.judging import diverged, judge, recall
-from holotype.fit.monitor import Monitor
+from holotype.fit.judging import diverged, judge, recalled
+from holotype.fit.monitor import Monitor, Step, Weights
 from holotype.fit.optimizer import add_l2, build_optimizer
 from holotype.fit.processes import Processes
 from holotype.fit.run import Learned, Plan, Position, Tools, Watch
@@ -65,8 +66,7 @@ def fine_tune(
             position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
             save(tools, position)
     # A search judges by validation alone.
-    seen = recall(tools, plan) if watch is None else None
-    return _result(tools, position, interrupted=False, recall=seen)
+    return _result(tools, position, recall=recalled(tools, plan) if watch is None else None)
 
 
 def prepare_tools(
@@ -163,15 +163,7 @@ def _step(
     number = plan.number(position)
     tools.schedule.set_rates(tools.optimizer, number)
     # (1) losses and gradients of every part
-    loss, right = 0.0, 0.0
-    watched = tools.monitor.begin_step(number)
-    for place, part in enumerate(parts):
-        # Dropout and stochastic depth draw from torch's generator: seeded here, it depends on no past.
-        torch.manual_seed(_mixed(fit.seed, number, place, processes.rank))
-        # Compiled code would not see that layers are watched in this step.
-        with torch.compiler.set_stance("force_eager") if watched and fit.compile else nullcontext():
-            part_loss, part_right = _part(tools, plan, position, part)
-        loss, right = loss + part_loss, right + part_right
+    loss, right = _gradients(tools, plan, position, parts)
     # (2) the same numbers and gradients in every process
     trained = [p for p in tools.classifier.parameters() if p.requires_grad]
     waited = sum(part.waited for part in parts) / processes.count
@@ -183,35 +175,43 @@ def _step(
         add_l2(tools.classifier, fit.l2)
     limit = fit.clip_norm if fit.clip_norm is not None else math.inf
     norm = float(nn.utils.clip_grad_norm_(trained, limit))
-    _check_finite(loss, norm, tools=tools, plan=plan, position=position, parts=parts)
+    seconds = time.perf_counter() - begun
+    step = Step(
+        number, position.epoch, loss, right, norm, tools.rates, parts[0].total, seconds=seconds, waited=waited
+    )
+    _check_finite(step, tools=tools, plan=plan, position=position, parts=parts)
     before = tools.monitor.before_step(number)
     tools.optimizer.step()
     # (4) what happened
-    total = parts[0].total
-    row = tools.monitor.after_step(
-        number,
-        epoch=position.epoch,
-        loss=loss,
-        accuracy=right / total,
-        gradient_norm=norm,
-        rates=tools.rates,
-        before=before,
-        images=total,
-        seconds=time.perf_counter() - begun,
-        waited=waited,
-    )
+    step = replace(step, seconds=time.perf_counter() - begun)
+    _take_note(step, tools=tools, position=position, before=before)
+    return stop > 0, save > 0
+
+
+def _gradients(tools: Tools, plan: Plan, position: Position, parts: list[Batch]) -> tuple[float, float]:
+    """Forward and backward of all parts; this process's share of the mean loss, and its right answers."""
+    fit, number = plan.config.fit, plan.number(position)
+    loss, right = 0.0, 0.0
+    watched = tools.monitor.begin_step(number)
+    for place, part in enumerate(parts):
+        # Dropout and stochastic depth draw from torch's generator: seeded here, it depends on no past.
+        torch.manual_seed(_mixed(fit.seed, number, place, tools.processes.rank))
+        # Compiled code would not see that layers are watched in this step.
+        with torch.compiler.set_stance("force_eager") if watched and fit.compile else nullcontext():
+            part_loss, part_right = _part(tools, plan, position, part)
+        loss, right = loss + part_loss, right + part_right
+    return loss, right
+
+
+def _take_note(step: Step, *, tools: Tools, position: Position, before: Weights | None) -> None:
+    row = tools.monitor.after_step(step, before=before)
     if row is not None:
         curves = {f"step/{name}": value for name, value in row.items() if isinstance(value, float)}
-        tools.accelerator.log(curves, step=number)
+        tools.accelerator.log(curves, step=step.number)
     tools.optimizer.zero_grad()
     if tools.average is not None:
-        tools.average.update(tools.classifier, step=number)
-    position.step += 1
-    finite = math.isfinite(norm)  # else half precision overflowed, and the step was passed over
-    counted = {"loss": loss * total, "right": right, "seen": total, "norm": norm if finite else 0.0}
-    for name, value in {**counted, "steps": finite}.items():
-        position.sums[name] = position.sums.get(name, 0.0) + float(value)
-    return stop > 0, save > 0
+        tools.average.update(tools.classifier, step=step.number)
+    position.count(step)
 
 
 def _part(tools: Tools, plan: Plan, position: Position, batch: Batch) -> tuple[float, float]:
@@ -253,23 +253,21 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _check_finite(
-    loss: float, norm: float, *, tools: Tools, plan: Plan, position: Position, parts: list[Batch]
-) -> None:
+def _check_finite(step: Step, *, tools: Tools, plan: Plan, position: Position, parts: list[Batch]) -> None:
     """Stop before a step that is no number; in fp16 only when it is no overflow of the scaled loss."""
-    if math.isfinite(loss) and math.isfinite(norm):
+    if math.isfinite(step.loss) and step.taken:
         position.overflows = 0
         return
     position.overflows += 1
-    if math.isfinite(loss) and tools.accelerator.scaler is not None and position.overflows <= _OVERFLOWS:
+    if math.isfinite(step.loss) and tools.accelerator.scaler is not None and position.overflows <= _OVERFLOWS:
         return
-    tools.monitor.fail_step(
-        plan.number(position), epoch=position.epoch, loss=loss, gradient_norm=norm, rates=tools.rates
-    )
+    tools.monitor.fail_step(step)
     rows = np.concatenate([part.samples.rows for part in parts])
     names = ", ".join(plan.feed.dataset.paths(rows)[:8])
     raise diverged(
-        f"loss {loss:g}, gradient norm {norm:g} in epoch {position.epoch}, batch of {names}", tools, plan
+        f"loss {step.loss:g}, gradient norm {step.gradient_norm:g} in epoch {step.epoch}, batch of {names}",
+        tools,
+        plan,
     )
 
 
@@ -282,7 +280,9 @@ def _advance(progress: Tracker, position: Position, *, images: int, speed: float
     )
 
 
-def _result(tools: Tools, position: Position, *, interrupted: bool, recall: float | None = None) -> Learned:
+def _result(
+    tools: Tools, position: Position, *, interrupted: bool = False, recall: float | None = None
+) -> Learned:
     if position.best is None:
         raise TrainingError(
             "interrupted before the first epoch was judged: there is no model yet", fix="resume the run"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from holotype.models import Classifier, head_of, stages
 from holotype.progress import note
 from holotype.runlog import Row, csv_text, read_rows
 
-__all__ = ["Monitor", "Weights"]
+__all__ = ["Monitor", "Step", "Weights"]
 
 Weights = tuple[torch.Tensor | None, ...]
 """Copies of the weights that are trained, in the order of the monitor's parameters; None for frozen ones."""
@@ -52,6 +53,31 @@ _COLUMNS = (
 )
 _ROWS = 30
 _OF_STAGES = ("gradient_norm", "update_ratio", "dead", "norm_mismatch")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What there is to say of an optimizer step, counted from 0 over the whole run, when it is done.
+
+    `loss` is the mean over its `images`, of which `right` were classified rightly; `gradient_norm` that
+    before clipping; `rates` are those of the parameter groups; `seconds` is the whole time since the step
+    before, of which `waited` were spent waiting for data.
+    """
+
+    number: int
+    epoch: int
+    loss: float
+    right: float
+    gradient_norm: float
+    rates: Sequence[float]
+    images: int
+    seconds: float
+    waited: float
+
+    @property
+    def taken(self) -> bool:
+        """False where half precision overflowed: the optimizer has passed the step over."""
+        return math.isfinite(self.gradient_norm)
 
 
 class Monitor:
@@ -95,57 +121,38 @@ class Monitor:
         self._signals.stop()
         return tuple(None if p.grad is None else p.detach().clone() for p in self._parameters)
 
-    def after_step(
-        self,
-        step: int,
-        *,
-        epoch: int,
-        loss: float,
-        accuracy: float,
-        gradient_norm: float,
-        rates: Sequence[float],
-        before: Weights | None,
-        images: int,
-        seconds: float,
-        waited: float,
-    ) -> Row | None:
-        """Take a step's numbers; the row of `steps.csv` where `before` was given.
-
-        `loss` and `accuracy` are means over the step's `images`; `gradient_norm` is that before clipping;
-        `seconds` is the whole time since the step before, of which `waited` were spent waiting for data.
-        """
-        self._count_time(epoch, images=images, seconds=seconds, waited=waited)
-        if not math.isfinite(gradient_norm):
-            before = None  # half precision overflowed: the optimizer has passed this step over
+    def after_step(self, step: Step, *, before: Weights | None) -> Row | None:
+        """Take a step's numbers; the row of `steps.csv` where `before` was given."""
+        self._count_time(step)
         pending = self._pending
-        pending["images"] += images
-        pending["loss"] += loss * images
-        pending["right"] += accuracy * images
-        pending["steps"] += 1
-        if math.isfinite(gradient_norm):
-            pending["normed"] += 1
-            pending["norm"] += gradient_norm
-            pending["norm_max"] = max(pending["norm_max"], gradient_norm)
+        pending["images"] += step.images
+        pending["loss"] += step.loss * step.images
+        pending["right"] += step.right
+        if not step.taken:
+            return None
+        pending["taken"] += 1
+        pending["norm"] += step.gradient_norm
+        pending["norm_max"] = max(pending["norm_max"], step.gradient_norm)
         if before is None:
             return None
         stages = {
-            **self._gradient_norms(gradient_norm),
+            **self._gradient_norms(step.gradient_norm),
             **self._update_ratios(before),
             **self._signals.read(),
         }
         if "update_ratio" in stages:
-            self._count_ratio(epoch, stages["update_ratio"])
-        return self._add({**self._flush(step, epoch=epoch, rates=rates), **stages})
+            self._count_ratio(step.epoch, stages["update_ratio"])
+        return self._add({**self._flush(step, number=step.number), **stages})
 
-    def fail_step(
-        self, step: int, *, epoch: int, loss: float, gradient_norm: float, rates: Sequence[float]
-    ) -> None:
+    def fail_step(self, step: Step) -> None:
         """Write down a step whose loss or gradient norm is no number, with which the run ends."""
         self._signals.stop()
-        if self._pending["steps"]:
-            self._add(self._flush(step - 1, epoch=epoch, rates=rates))
-        row: dict[str, float | int | str] = {"step": step, "epoch": epoch, "loss": loss}
-        self._add({**row, "gradient_norm": gradient_norm, **_rates(rates)})
+        if self._pending["images"]:
+            self._add(self._flush(step, number=step.number - 1))
+        row: dict[str, float | int | str] = {
+            "step": step.number, "epoch": step.epoch, "loss": step.loss, "gradient_norm": step.gradient_norm,
+        }  # fmt: skip
+        self._add({**row, **_rates(step.rates)})
 
     def epoch_metrics(self, epoch: int) -> Row:
         """What `metrics.csv` gets of an epoch: the mean update ratio of its detailed steps."""
@@ -206,24 +213,24 @@ class Monitor:
         self.rows.append(kept)
         return kept
 
-    def _flush(self, step: int, *, epoch: int, rates: Sequence[float]) -> dict[str, float | int | str]:
-        """The means since the row before, and start anew."""
+    def _flush(self, step: Step, *, number: int) -> dict[str, float | int | str]:
+        """The means since the row before up to step `number`, and start anew."""
         pending, self._pending = self._pending, _nothing()
         return {
-            "step": step,
-            "epoch": epoch,
+            "step": number,
+            "epoch": step.epoch,
             "loss": pending["loss"] / pending["images"],
             "accuracy": pending["right"] / pending["images"],
-            "gradient_norm": pending["norm"] / max(pending["normed"], 1),
+            "gradient_norm": pending["norm"] / max(pending["taken"], 1),
             "gradient_norm_max": pending["norm_max"],
-            **_rates(rates),
+            **_rates(step.rates),
         }
 
-    def _count_time(self, epoch: int, *, images: int, seconds: float, waited: float) -> None:
-        if self._clock.get("epoch") != epoch:
-            self._clock = {"epoch": epoch, "images": 0, "seconds": 0.0, "waited": 0.0}
-        for name, value in (("images", images), ("seconds", seconds), ("waited", waited)):
-            self._clock[name] += value
+    def _count_time(self, step: Step) -> None:
+        if self._clock.get("epoch") != step.epoch:
+            self._clock = {"epoch": step.epoch, "images": 0, "seconds": 0.0, "waited": 0.0}
+        for name in ("images", "seconds", "waited"):
+            self._clock[name] += getattr(step, name)
 
     def _count_ratio(self, epoch: int, ratio: float) -> None:
         if self._ratios.get("epoch") != epoch:
@@ -262,7 +269,7 @@ class Monitor:
 
 
 def _nothing() -> dict[str, float]:
-    return {"images": 0, "steps": 0, "loss": 0.0, "right": 0.0, "normed": 0, "norm": 0.0, "norm_max": 0.0}
+    return {"images": 0, "loss": 0.0, "right": 0.0, "taken": 0, "norm": 0.0, "norm_max": 0.0}
 
 
 def _rates(rates: Sequence[float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from timm.utils.model_ema import ModelEmaV3
 from holotype.config import TrainConfig
 from holotype.dataset import Shape
 from holotype.fit.batches import Feed
-from holotype.fit.monitor import Monitor
+from holotype.fit.monitor import Monitor, Step
 from holotype.fit.processes import Processes
 from holotype.fit.schedule import Schedule
 from holotype.fit.teacher import Teacher
@@ -127,6 +127,15 @@ class Position:
     overflows: int = 0
     stopped: bool = False
     sums: dict[str, float] = field(default_factory=dict)
+
+    def count(self, step: Step) -> None:
+        """Add a step to the epoch's sums."""
+        self.step += 1
+        added = {"loss": step.loss * step.images, "right": step.right, "seen": step.images}
+        if step.taken:
+            added |= {"norm": step.gradient_norm, "taken": 1}
+        for name, value in added.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def forget(self) -> None:
         """Begin the epoch's losses and confusion anew."""

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 
-from holotype.config import TrainConfig
+from holotype.config import FitConfig, TrainConfig
 from holotype.dataset import Dataset, Shape, open_dataset
 from holotype.embeddings import Backbone
 from holotype.fit.batches import Feed
@@ -66,9 +66,9 @@ __all__ = ["Session", "fit_session_head", "learn", "open_session"]
 class Session:
     """What is settled before the first image is learned from.
 
-    `config` has no "auto" left that decides a result.
-
-    `folder` is the run's, None where nothing is to be written.
+    `config` has no "auto" left that decides a result; `folder` is the run's, None where nothing is to be
+    written. `draw_weights: float64[N]` say how often each training image is drawn against the others, None
+    equally.
     """
 
     config: TrainConfig
@@ -79,6 +79,9 @@ class Session:
     origin: str
     device: torch.device
     processes: Processes
+    draw_weights: npt.NDArray[np.float64] | None
+    criterion: Criterion
+    teacher: Teacher | None
 
     @property
     def spec(self) -> Preprocess:
@@ -95,19 +98,6 @@ class Session:
         """The training images that broke since the dataset was read."""
         return Quarantine(self.dataset, allowed=self.config.data.max_unreadable)
 
-    @cached_property
-    def counts(self) -> npt.NDArray[np.int64]:
-        """Training images of each class, `int64[C]`."""
-        return _counts(self.dataset)
-
-    @cached_property
-    def draw_weights(self) -> npt.NDArray[np.float64] | None:
-        """How often each training image is drawn against the others, `float64[N]`; None: equally."""
-        fit, rows = self.config.fit, self.dataset.rows("train")
-        counts = self.counts
-        labels, paths = self.dataset.labels(rows), self.dataset.paths(rows)
-        return draw_weights(labels, paths, config=fit, imbalance=settle(fit.imbalance, counts), counts=counts)
-
 
 def open_session(
     data: Path, config: TrainConfig, *, device: str = "auto", folder: Path | None = None
@@ -116,25 +106,36 @@ def open_session(
     keep_freed_memory()
     chosen = choose_device(device)
     processes = join_processes(cpu=chosen.type == "cpu")
-    torch.manual_seed(config.fit.seed)
-    if config.fit.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
-    torch.use_deterministic_algorithms(config.fit.deterministic)
+    _seed(config.fit)
     spec = input_spec(config.model, config.data)
     config = settle_untold(config)
     check_trackers(config.monitor.trackers)
     with processes.first_goes_first():
         dataset = open_dataset(data, spec=spec, config=config.data, shapes=views(config, spec))
-    # A resumed run is about the labels and splits it began with, whatever was decided since.
-    config = config.model_copy(update={"data": config.data.model_copy(update={"revision": dataset.revision})})
-    imbalance = settle(config.fit.imbalance, _counts(dataset))
+    rows, classes = dataset.rows("train"), dataset.classes
+    labels = dataset.labels(rows)
+    counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
+    imbalance = settle(config.fit.imbalance, counts)
     for idle in idle_settings(config, imbalance=imbalance):
         note(idle)
-    config = _with_fit(config, imbalance=imbalance)
-    architecture = architecture_of(config.model, spec, classes=len(dataset.classes))
+    fit = config.fit.model_copy(update={"imbalance": imbalance})
+    # A resumed run is about the labels and splits it began with, whatever was decided since.
+    known = config.data.model_copy(update={"revision": dataset.revision})
+    config = config.model_copy(update={"data": known, "fit": fit})
+    architecture = architecture_of(config.model, spec, classes=len(classes))
     classifier, origin = pretrained(architecture, weights=config.model.weights)
-    session = Session(
-        config=config,
+    # What may refuse its settings is made now: before anything is computed or written.
+    drawn = draw_weights(labels, dataset.paths(rows), config=fit, imbalance=imbalance, counts=counts)
+    loss = criterion(fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
+    teacher = None
+    if fit.epochs:
+        apply_freezing(classifier, fit, epoch=1)
+        build_optimizer(classifier, fit)
+        sizes = fit_shapes(config, spec)
+        teacher = open_teacher(config.distill, classes=classes, sizes=sizes, device=chosen)
+    measured = settle_measured(config, classifier, spec=spec, device=chosen, processes=processes)
+    return Session(
+        config=config.model_copy(update={"fit": measured}),
         folder=folder,
         dataset=dataset,
         architecture=architecture,
@@ -142,10 +143,17 @@ def open_session(
         origin=origin,
         device=chosen,
         processes=processes,
+        draw_weights=drawn,
+        criterion=loss,
+        teacher=teacher,
     )
-    _check(session)
-    fit = settle_measured(config, classifier, spec=spec, device=chosen, processes=processes)
-    return replace(session, config=config.model_copy(update={"fit": fit}))
+
+
+def _seed(fit: FitConfig) -> None:
+    torch.manual_seed(fit.seed)
+    if fit.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
+    torch.use_deterministic_algorithms(fit.deterministic)
 
 
 def learn(
@@ -189,47 +197,6 @@ def fit_session_head(session: Session, features: Splits, *, log: RunLog) -> Head
     set_head(session.classifier, head.weight, head.bias)
     note(f"head on frozen features: {head.scores.accuracy:.1%} accuracy on validation")
     return head
-
-
-def _with_fit(config: TrainConfig, **update: object) -> TrainConfig:
-    return config.model_copy(update={"fit": config.fit.model_copy(update=update)})
-
-
-def _check(session: Session) -> None:
-    """Make what may refuse its settings, so that it does before anything is computed or written."""
-    _ = session.draw_weights
-    _criterion(session)
-    if not session.config.fit.epochs:
-        return
-    apply_freezing(session.classifier, session.config.fit, epoch=1)
-    build_optimizer(session.classifier, session.config.fit)
-    _teacher(session)
-
-
-def _criterion(session: Session) -> Criterion:
-    fit, counts = session.config.fit, session.counts
-    return criterion(
-        fit,
-        imbalance=settle(fit.imbalance, counts),
-        counts=counts,
-        classes=session.dataset.classes,
-        device=session.device,
-    )
-
-
-def _teacher(session: Session) -> Teacher | None:
-    return open_teacher(
-        session.config.distill,
-        classes=session.dataset.classes,
-        sizes=fit_shapes(session.config, session.spec),
-        device=session.device,
-    )
-
-
-def _counts(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Training images of each class, `int64[C]`."""
-    labels = dataset.labels(dataset.rows("train"))
-    return np.bincount(labels, minlength=len(dataset.classes)).astype(np.int64)
 
 
 def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | None:
@@ -328,7 +295,7 @@ def _plan(session: Session) -> Plan:
         config=config,
         feed=feed,
         size=lambda epoch: fit_shape(config, spec, epoch=epoch),
-        criterion=_criterion(session),
-        teacher=_teacher(session),
+        criterion=session.criterion,
+        teacher=session.teacher,
         folder=session.folder if session.processes.first else None,
     )

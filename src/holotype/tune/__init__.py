@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from holotype.bundle import write_text
-from holotype.config import TuneConfig, resolve_config, to_yaml
+from holotype.config import WITHOUT_EFFECT_ON_RESULTS, TuneConfig, resolve_config, to_yaml
 from holotype.dataset import dataset_name
 from holotype.errors import ConfigError, TrainingError
 from holotype.head import LOWER_IS_BETTER
@@ -152,12 +152,7 @@ def _compared(config: TuneConfig) -> dict[str, Any]:
     """Settings of every trial, without those that may differ between machines and sessions."""
     settings = trial_config(config.train, {})
     other_data = set(type(settings.data).model_fields) - {"size", "resize"}  # the root hash says the rest
-    passing: dict[str, Any] = {
-        "fit": {"micro_batch", "checkpoint_seconds"},
-        "data": other_data,
-        "monitor": True,
-    }
-    return settings.model_dump(mode="json", exclude=passing)
+    return settings.model_dump(mode="json", exclude=WITHOUT_EFFECT_ON_RESULTS | {"data": other_data})
 
 
 def _search(study: optuna.Study, folder: Path, work: Work, *, worker: str) -> None:
