@@ -89,7 +89,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "attention cbam": ("model.attention=cbam",),
     "fp32": ("fit.precision=fp32",),
     "growing images": ("fit.scale_start=0.6",),
-}
+    "6e-4, growing": ("fit.optimizer.learning_rate=6e-4", "fit.scale_start=0.6"),
+    "6e-4, growing, logit": (
+        "fit.optimizer.learning_rate=6e-4", "fit.scale_start=0.6", "fit.imbalance=logit-adjust",
+    ),
+}  # fmt: skip
 
 
 def main() -> None:

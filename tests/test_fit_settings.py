@@ -14,15 +14,18 @@ from holotype.imbalance import Remedy
 from holotype.models import Architecture, create, input_spec
 
 
-def configured(**sections: dict[str, Any]) -> TrainConfig:
+def configured(**sections: Any) -> TrainConfig:
     return resolve_config(TrainConfig, overrides=sections)
 
 
 class TestIdle:
-    def test_the_presets_set_nothing_that_has_no_effect(self) -> None:
+    def test_nobody_is_told_about_what_a_preset_set(self) -> None:
         for preset in ("probe", "fast", "balanced", "thorough"):
-            config = resolve_config(TrainConfig, overrides={"preset": preset})
+            config = configured(preset=preset, fit={"epochs": 0})
             assert idle_settings(config, imbalance="none") == ()
+            config = configured(preset=preset, fit={"epochs": 0, "batch_size": 8})
+            (line,) = idle_settings(config, imbalance="none")
+            assert line.startswith("fit.batch_size has no effect")
         for preset in ("none", "light", "standard", "strong"):
             assert idle_settings(configured(augment={"preset": preset}), imbalance="none") == ()
 
@@ -59,6 +62,15 @@ class TestIdle:
         (line,) = idle_settings(configured(fit=fit), imbalance="none")
         assert line.endswith(f"fit.imbalance={needs}")
         assert idle_settings(configured(fit=fit), imbalance=needs) == ()
+
+
+class TestPresets:
+    def test_a_preset_does_not_lend_its_rate_to_another_optimizer(self) -> None:
+        assert configured(preset="balanced").fit.optimizer.learning_rate == 6e-4
+        sgd = configured(preset="balanced", fit={"optimizer": {"name": "sgd"}}).fit.optimizer
+        assert (sgd.name, sgd.learning_rate) == ("sgd", 0.1)
+        slower = configured(preset="balanced", fit={"optimizer": {"weight_decay": 0.1}}).fit.optimizer
+        assert (slower.learning_rate, slower.weight_decay) == (6e-4, 0.1)
 
 
 class TestSizes:

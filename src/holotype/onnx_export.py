@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from holotype.errors import BundleError, require
 from holotype.models import Classifier, head_of
@@ -29,11 +30,7 @@ def export_onnx(
 
     Class names and the preprocess spec are in the model's metadata (`classes`, `preprocess`, JSON).
     """
-    model = copy.deepcopy(classifier).float().cpu().eval()
-    for module in model.modules():
-        # In-place activations are decomposed into many symbolic operations: ten times the export time.
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
+    model = _exportable(classifier)
     size = classifier.architecture.height, classifier.architecture.width
     example = torch.zeros((2, *size, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
@@ -51,7 +48,36 @@ def export_onnx(
         raise AssertionError("torch.onnx.export returned nothing")
     program.model.metadata_props["classes"] = json.dumps(classes)
     program.model.metadata_props["preprocess"] = preprocess.model_dump_json()
-    program.save(file, external_data=False)
+    onnx.save(_without_traces(program.model_proto), file)
+
+
+def _exportable(classifier: Classifier) -> nn.Module:
+    """A copy in fp32 that computes the same in operations that every runtime knows well."""
+    model = copy.deepcopy(classifier).float().cpu().eval()
+    for module in model.modules():
+        # In-place activations are decomposed into many symbolic operations: ten times the export time.
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(module, name, _GlobalMean())
+    return model
+
+
+class _GlobalMean(nn.Module):
+    """`AdaptiveAvgPool2d(1)`, which on channels-last images is exported with a gather by strides."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3), keepdim=True)
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what the exporter noted about its source: stack traces, a fiftieth of the file."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
 
 
 def replace_head(file: Path, classifier: Classifier) -> bool:

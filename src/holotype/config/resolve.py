@@ -133,10 +133,28 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _beneath(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The preset without the augmentation of its own where another augmentation preset was asked for."""
-    augment = given.get("augment")
-    named = isinstance(augment, Mapping) and "preset" in augment
-    return {name: section for name, section in preset.items() if not (named and name == "augment")}
+    """The preset without what belongs to another choice than the one that was asked for.
+
+    That is its augmentation where another augmentation preset is named, and its optimizer's settings where
+    another optimizer is.
+    """
+    sections = dict(preset)
+    if _named(given, "augment", "preset") is not None:
+        sections.pop("augment", None)
+    other = _named(given, "fit", "optimizer", "name")
+    if other is not None and "fit" in sections:
+        own = _named(preset, "fit", "optimizer", "name")
+        kept = {key: value for key, value in sections["fit"].items() if key != "optimizer" or other == own}
+        sections["fit"] = kept
+    return sections
+
+
+def _named(settings: Mapping[str, Any], *keys: str) -> Any:
+    """The value at a path of keys; None where there is none."""
+    value: Any = settings
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:

@@ -377,17 +377,20 @@ class TuneConfig(BaseModel):
     )
 
 
+_FINE_TUNING = {"optimizer": {"name": "adamw", "learning_rate": 6e-4}, "imbalance": "auto"}
+
 PRESETS: dict[Preset, dict[str, Any]] = {
     "probe": {"fit": {"epochs": 0}, "augment": {"preset": "light"}},
-    "fast": {"fit": {"epochs": 3}, "augment": {"preset": "light"}},
+    "fast": {"fit": {"epochs": 3, **_FINE_TUNING}, "augment": {"preset": "light"}},
     "balanced": {
-        "fit": {"epochs": 8},
+        "fit": {"epochs": 8, **_FINE_TUNING},
         "augment": {"preset": "light", "crop": 0.4},
         "model": {"dropout": 0.2},
     },
     "thorough": {
-        "fit": {"epochs": 24, "unfreeze": "all", "scale": 1.0, "patience": 8},
+        "fit": {"epochs": 24, "unfreeze": "all", "scale": 1.0, "patience": 8, **_FINE_TUNING},
         "augment": {"preset": "light", "crop": 0.4},
         "model": {"dropout": 0.2},
     },
 }
+"""How long each trains and what with: set by the ablation in docs/decisions.md."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from holotype.config import FitConfig, OneCycle, TrainConfig
+from holotype.config import FitConfig, OneCycle, TrainConfig, resolve_config
 from holotype.dataset import Shape, margin_shape
 from holotype.errors import ConfigError
 from holotype.fit.memory import settle_micro_batch
@@ -121,7 +121,7 @@ def idle_settings(config: TrainConfig, *, imbalance: Remedy) -> tuple[str, ...]:
         ),
         (augment.mixup > 0 or augment.cutmix > 0, "augment.mixup or augment.cutmix", ("augment.mixed",)),
     )
-    usual = TrainConfig()
+    usual = resolve_config(TrainConfig, overrides={"preset": config.preset})
     return tuple(
         f"{key} has no effect without {need}"
         for met, need, keys in conditions
