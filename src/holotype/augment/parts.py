@@ -12,8 +12,9 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["for_parts"]
 
-# Pixels that a thread works on at once: what passes over them finds them in its cache.
-_AT_ONCE = 1 << 17
+# Pixels that a thread works on at once. Fewer would stay in its cache, but threads that come back from each
+# operation sooner wait for each other's Python more often: 2^17 does 1010 images/s on 2 cores, 2^18 1310.
+_AT_ONCE = 1 << 18
 
 
 def for_parts(work: Callable[[slice], None], *, count: int, pixels: int, device: torch.device) -> None:

@@ -58,14 +58,13 @@ def warp(images: torch.Tensor, matrices: Floats, *, height: int, width: int, wit
     theta = torch.from_numpy(matrices.astype(np.float32)).to(images.device)[..., None, None]
     across = _centres(width, images.device)
     down = _centres(height, images.device)[:, None]
-    grid = torch.empty(len(images), height, width, 2, device=images.device)
+    # Each coordinate in a plane of its own, which is as fast to sample by and faster to write.
+    grid = torch.empty(len(images), 2, height, width, device=images.device)
     for axis in (0, 1):
-        torch.add(
-            theta[:, axis, 0] * across, theta[:, axis, 1] * down + theta[:, axis, 2], out=grid[..., axis]
-        )
-    planes = images.permute(0, 3, 1, 2).float()
+        torch.add(theta[:, axis, 0] * across, theta[:, axis, 1] * down + theta[:, axis, 2], out=grid[:, axis])
+    planes, places = images.permute(0, 3, 1, 2).float(), grid.permute(0, 2, 3, 1)
     padding = "border" if within else "reflection"
-    return functional.grid_sample(planes, grid, padding_mode=padding, align_corners=False).round_()
+    return functional.grid_sample(planes, places, padding_mode=padding, align_corners=False).round_()
 
 
 def _centres(count: int, device: torch.device) -> torch.Tensor:

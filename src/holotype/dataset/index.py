@@ -165,9 +165,7 @@ class Dataset:
         store = self.stores.get(wanted)
         place = self._cached_rows.get(wanted)
         if store is not None and place is not None:
-            for rows in batches:
-                # Mapped anew for each batch: pages that were read do not add up in the process's memory.
-                yield store.open()[place[rows]]
+            yield from store.read(place[rows] for rows in batches)
             return
         yield from self._partly_cached(list(batches), wanted, store, instead)
 

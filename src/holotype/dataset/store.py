@@ -9,11 +9,13 @@ import shutil
 import time
 import uuid
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from holotype.bundle import write_text
 from holotype.dataset.scan import View
@@ -73,6 +75,22 @@ class Store:
         shape = (self.view.rows, self.view.height, self.view.width, 3)
         with open(self.held.descriptor, "rb", closefd=False) as stream:
             return np.memmap(stream, dtype=np.uint8, mode="r", shape=shape)
+
+    def read(self, batches: Iterable[npt.NDArray[np.int64]]) -> Iterator[Pixels]:
+        """Copies of its rows, batch by batch; the next one is read while the caller works on this one."""
+
+        def copy(rows: npt.NDArray[np.int64]) -> Pixels:
+            # Mapped anew for each batch: pages that were read do not add up in the process's memory.
+            return np.asarray(self.open()[rows])
+
+        with ThreadPoolExecutor(1, thread_name_prefix="pixels") as pool:
+            coming: Future[Pixels] | None = None
+            for rows in batches:
+                here, coming = coming, pool.submit(copy, rows)
+                if here is not None:
+                    yield here.result()
+            if coming is not None:
+                yield coming.result()
 
 
 def cache_root() -> Path:
