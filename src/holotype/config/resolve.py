@@ -141,11 +141,9 @@ def _beneath(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str
     sections = dict(preset)
     if _named(given, "augment", "preset") is not None:
         sections.pop("augment", None)
-    other = _named(given, "fit", "optimizer", "name")
-    if other is not None and "fit" in sections:
-        own = _named(preset, "fit", "optimizer", "name")
-        kept = {key: value for key, value in sections["fit"].items() if key != "optimizer" or other == own}
-        sections["fit"] = kept
+    own = _named(preset, "fit", "optimizer", "name")
+    if _named(given, "fit", "optimizer", "name") not in (None, own):
+        sections["fit"] = {key: value for key, value in sections["fit"].items() if key != "optimizer"}
     return sections
 
 
