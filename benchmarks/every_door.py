@@ -65,12 +65,14 @@ def through_command_line(target: Path, files: list[Path]) -> Answers:
 
 
 def through_http(target: Path, files: list[Path]) -> Answers:
-    command = [sys.executable, "-m", "holotype", "serve", str(target), "--port", "0"]
+    command = [sys.executable, "-m", "holotype", "serve", str(target), "--port", "0", "--set", "log=none"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        line = process.stderr.readline() if process.stderr else ""
-        found = re.search(r"http://[\d.]+:\d+", line)
-        if found is None:
-            raise SystemExit(f"no server: {line}")
+        found = None
+        while found is None:
+            line = process.stderr.readline() if process.stderr else ""
+            if not line:
+                raise SystemExit("no server")
+            found = re.search(r"http://[\d.]+:\d+", line)
         answers = []
         with httpx.Client(base_url=found[0], timeout=30) as client:
             while client.get("/readyz").status_code != 200:

@@ -3,12 +3,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from browsers import open_browser
 from digits import write_digits
 from holotype import TrainResult
 from tiny import write_tiny_bundle
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 SMALL = {"data": {"size": 64}, "augment": {"flip": 0.0}}
 """Overrides that make a run on the digits quick; a mirrored digit is a wrong label."""
@@ -54,3 +59,10 @@ def tuned(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult
 
     overrides = {**SMALL, "fit": {"epochs": 2, "deterministic": True}}
     return train(digits, name="tuned", overrides=overrides, runs=tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    """Debian's chromium; for tests that are marked `in_browser`."""
+    with open_browser(tmp_path / "profile") as driver:
+        yield driver

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from holotype.augment import Draws, Samples, augment, draw, draw_training_batch
+from holotype.augment import Draws, Samples, augment, draw, draw_training_batch, mixed_captions
 from holotype.augment.draws import Erasing, Jitter, Noise
 from holotype.augment.philox import philox, uniforms
 from holotype.config import AugmentConfig
@@ -404,6 +404,15 @@ def test_erased_boxes_are_as_the_paper_draws_them() -> None:
 
 
 # The picture
+
+
+def test_captions_name_both_labels_of_a_mixed_image_and_their_shares() -> None:
+    targets = np.array([[0.0, 1.0, 0.0], [0.29, 0.0, 0.71], [0.5, 0.5, 0.0]], dtype=np.float32)
+    assert mixed_captions(targets, names=("dress", "hat", "shirt")) == [
+        "hat",
+        "shirt 0.71 + dress 0.29",
+        "dress 0.50 + hat 0.50",
+    ]
 
 
 def test_the_picture_shows_images_and_captions(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ class TestExport:
         bundle = load(tmp_path / "ov").bundle
         assert bundle.manifest.lineage.parent == probe.bundle.hash
         assert bundle.manifest.classes == probe.bundle.manifest.classes
-        assert bundle.manifest.payloads.keys() == {"openvino", "openvino_weights", "golden"}
+        assert bundle.manifest.payloads.keys() == {"openvino", "openvino_weights", "golden", "baseline"}
         for file in list(digits.glob("test/*/*.png"))[:6]:
             assert load(tmp_path / "ov").predict(file).label == load(probe.best).predict(file).label
 
@@ -261,6 +261,12 @@ class TestOthers:
         keys = {setting["key"]: setting for setting in settings}
         assert keys["fit.optimizer.learning_rate"]["meaning"]
         assert keys["fit.patience"]["default"] == "5"
+        rates = {row["kind"]: row["default"] for row in settings if row["key"].endswith("learning_rate")}
+        assert rates["adamw"] == "0.0006", "what train does, not its parts"
+        assert rates["sgd"] == "0.1"
+        thorough = json.loads(holotype("config", "train", "--set", "preset=thorough", "--json").out)
+        epochs = {row["key"]: row["default"] for row in thorough["settings"]}["fit.epochs"]
+        assert epochs != keys["fit.epochs"]["default"]
         assert keys["data.resize"]["type"] == "auto|squash|letterbox|crop"
         assert all(setting["meaning"] for setting in settings)
         assert "fit.patience" in holotype("config", "train").out

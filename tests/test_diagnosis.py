@@ -316,6 +316,61 @@ class TestRules:
         assert [finding.name for finding in recorded(epochs=epochs)] == ["underfitting"]
         assert [f.name for f in recorded(epochs=epochs, steps=still)] == ["learning-rate-low"]
 
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            {},
+            {"fit": {"freeze_norm": False, "unfreeze": "all", "scale": 1.0}},
+            {"fit": {"freeze_norm": False, "unfreeze": "all", "layer_decay": 0.7}},
+            {"model": {"name": "resnet18", "weights": "none"}, "fit": {"freeze_norm": False}},
+            {"model": {"name": "test_vit", "weights": "none"}, "fit": {"optimizer": {"name": "sgd"}}},
+        ],
+    )
+    def test_layers_that_pass_nothing_on_have_a_remedy(self, overrides: dict[str, Any]) -> None:
+        weak: list[Row] = [
+            {"step": i, "epoch": 1, "loss": 2.3, "accuracy": 0.1, "gradient_norm": 1.0,
+             "gradient_norm_max": 1.0, "update_ratio/head": 1e-3, "gradient_norm/stem": 1e-7,
+             "gradient_norm/head": 1.0}
+            for i in range(6)
+        ]  # fmt: skip
+        (vanishing,) = recorded(steps=weak, **overrides)
+        check(vanishing, overrides, name="vanishing-gradients")
+        dead: list[Row] = [{**row, "gradient_norm/stem": 1.0, "dead/stem": 0.95} for row in weak]
+        (found,) = recorded(steps=dead, **overrides)
+        if found.severity == "warning" or found.settings:
+            check(found, overrides, name="dead-layer")
+        else:
+            assert overrides["fit"]["unfreeze"] == "all"  # of the default network: nothing is left to change
+
+    @pytest.mark.parametrize(
+        ("seconds", "severity", "first"),
+        [
+            ((0.3, 0.0), "warning", "augment.crop=0.8"),
+            ((0.0, 0.3), "warning", "augment.hue=0.0"),
+            ((0.06, 0.06), "note", "augment.crop=0.8"),
+            ((0.04, 0.04), None, ""),
+        ],
+    )
+    def test_time_spent_on_images(
+        self, seconds: tuple[float, float], severity: str | None, first: str
+    ) -> None:
+        waited, augmented = seconds
+        timings: list[Row] = [
+            {"stage": "fine-tune", "epoch": 1, "seconds": 9.0, "data_wait_seconds": 9.0},
+            {"stage": "fine-tune", "epoch": 2, "seconds": 1.0, "data_wait_seconds": waited,
+             "augment_seconds": augmented},
+        ]  # fmt: skip
+        overrides = {"augment": {"hue": 15.0}}
+        config = resolve_config(TrainConfig, overrides=overrides)
+        counts = {"a": {"train": 10, "validation": 10}}
+        found = diagnose(Evidence(config, metrics=[], steps=[], timings=timings, counts=counts))
+        assert [finding.severity for finding in found] == ([severity] if severity else [])
+        for finding in found:
+            check(finding, overrides, name="input-bound", severity=str(severity))
+            assert finding.settings[0] == first
+            assert f"{100 * augmented:.1f} % on augmenting them" in finding.evidence
+            assert ("HOLOTYPE_CACHE" in finding.evidence) == (waited > 0)
+
     def test_warnings_come_first(self) -> None:
         timings = [
             {"stage": "fine-tune", "epoch": e, "seconds": 10.0, "data_wait_seconds": 4.0} for e in (1, 2)

@@ -12,9 +12,10 @@ import torch
 
 from digits import write_flat
 from holotype.config import DataConfig, ModelConfig
-from holotype.dataset import Dataset, cache_folder, cache_root, index_dataset
+from holotype.dataset import Dataset, cache_folder, index_dataset
 from holotype.embeddings import Backbone, embed
 from holotype.errors import DatasetError
+from holotype.machine import cache_root
 from holotype.models import Architecture, input_spec, pretrained, recipe_of
 from photos import put
 

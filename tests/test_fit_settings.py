@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -92,10 +93,44 @@ class TestSizes:
         assert settled.fit.scale == 1
 
 
-def test_measured_settings_are_numbers_that_a_resumed_run_repeats() -> None:
-    config = settle_untold(configured(model={"name": "test_resnet", "weights": "none"}, data={"size": 64}))
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"augment": {"noise": [0.05, 0.01]}},
+            {"augment": {"noise": [-1, 2]}},
+            {"augment": {"noise": [0.01, math.nan]}},
+            {"augment": {"mixup": math.inf}},
+            {"augment": {"cutmix": math.nan}},
+            {"fit": {"scale_start": math.inf}},
+            {"fit": {"scale_start": 5.0}},
+            {"fit": {"l2": math.inf}},
+            {"fit": {"logit_tau": math.nan}},
+            {"fit": {"focus_weight": math.inf}},
+            {"fit": {"optimizer": {"learning_rate": math.inf}}},
+            {"fit": {"optimizer": {"name": "sgd", "weight_decay": math.inf}}},
+            {"fit": {"optimizer": {"name": "lamb", "learning_rate": math.nan}}},
+        ],
+    )
+    def test_numbers_that_are_none_or_out_of_order(self, sections: dict[str, Any]) -> None:
+        (section, keys), *_ = sections.items()
+        with pytest.raises(ConfigError, match=rf"{section}\.{next(iter(keys))}"):
+            configured(**sections)
+
+    def test_images_that_would_shrink(self) -> None:
+        for fit, scale in (({"scale_start": 1.5, "scale": 1.0}, "1"), ({"scale_start": 0.9}, "0.8")):
+            with pytest.raises(ConfigError, match=rf"fit.scale_start: .*to fit.scale={scale}, which is less"):
+                settle_untold(configured(fit=fit))
+        assert settle_untold(configured(fit={"scale_start": 0.8})).fit.scale == 0.8
+
+
+@pytest.mark.parametrize("side", [64, 32], ids=["usual", "one value of an image"])
+def test_measured_settings_are_numbers_that_a_resumed_run_repeats(side: int) -> None:
+    config = settle_untold(configured(model={"name": "test_resnet", "weights": "none"}, data={"size": side}))
     spec = input_spec(config.model, config.data)
-    network = Architecture(name="test_resnet", classes=3, height=64, width=64, mean=(0, 0, 0), std=(1, 1, 1))
+    network = Architecture(
+        name="test_resnet", classes=3, height=side, width=side, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     device = torch.device("cpu")
     fit = settle_measured(
         config, create(network), spec=spec, device=device, processes=join_processes(cpu=True)

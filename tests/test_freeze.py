@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from holotype.config import FitConfig, TrainConfig, resolve_config
 from holotype.errors import ConfigError
 from holotype.fit.freeze import FreezePlan, apply_freezing, training_mode
-from holotype.models import Classifier, head_of, stages
+from holotype.models import Classifier, head_of, pretrained, save_weights, stages
 from networks import small_network
 
 
@@ -143,6 +144,49 @@ class TestGradual:
         apply_freezing(classifier, configure(freeze=5), epoch=2)
         kept = [n for n, p in classifier.network.named_parameters() if p.grad is not None]
         assert kept == ["fc.weight", "fc.bias"]
+
+
+class TestFresh:
+    """What is random beside pretrained weights."""
+
+    def pretrained(self, folder: Path, kind: str) -> Classifier:
+        save_weights(network("test_efficientnet"), folder / "w.safetensors")
+        own = network("test_efficientnet").architecture.model_copy(update={"attention": kind})
+        classifier, _ = pretrained(own, weights=str(folder / "w.safetensors"))
+        return classifier
+
+    @pytest.mark.parametrize("kind", ["se", "eca", "cbam"])
+    def test_is_trained_in_frozen_blocks_and_the_line_says_so(self, kind: str, tmp_path: Path) -> None:
+        classifier = self.pretrained(tmp_path, kind)
+        assert classifier.fresh
+        plain = apply_freezing(network("test_efficientnet"), configure(unfreeze=1), epoch=1)
+        plan = apply_freezing(classifier, configure(unfreeze=1), epoch=1)
+        fresh = {name for name, _ in classifier.network.named_parameters() if name in classifier.fresh}
+        assert fresh <= set(trained(classifier))
+        assert (plan.frozen, plan.partly) == (plain.frozen, plain.partly)
+        assert ", but for the fresh attention modules (of " in plan.summary
+        assert "fresh" not in plain.summary
+        whole = apply_freezing(classifier, configure(unfreeze="all"), epoch=1)
+        assert whole.summary.startswith("frozen: nothing (of ")
+
+    def test_norms_of_its_own_learn_their_statistics_whatever_is_frozen(self, tmp_path: Path) -> None:
+        classifier = self.pretrained(tmp_path, "cbam")
+        apply_freezing(classifier, configure(unfreeze=1), epoch=1)
+        training_mode(classifier, freeze_norm=True)
+        learning = {
+            f"{name}.running_mean"
+            for name, module in classifier.network.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and module.training
+        }
+        assert learning
+        assert learning == {name for name in classifier.fresh if name.endswith("running_mean")}
+
+    def test_nothing_is_where_all_is_random_or_all_was_loaded(self, tmp_path: Path) -> None:
+        own = network("test_efficientnet").architecture.model_copy(update={"attention": "se"})
+        classifier, _ = pretrained(own, weights="none")
+        assert classifier.fresh == frozenset()
+        save_weights(classifier, tmp_path / "w.safetensors")
+        assert pretrained(own, weights=str(tmp_path / "w.safetensors"))[0].fresh == frozenset()
 
 
 class TestTrainingMode:

@@ -11,8 +11,9 @@ import pytest
 from holotype import TrainResult, load
 from holotype.bundle import open_bundle
 from holotype.cli import run
-from holotype.config import HardSamplesConfig
+from holotype.config import FitConfig, HardSamplesConfig
 from holotype.errors import ConfigError
+from holotype.fit.sampling import draw_weights
 from holotype.hard_samples import COLUMNS, HardSamples, hard_samples
 
 
@@ -72,7 +73,9 @@ class TestNeighbours:
         for sample in found.samples:
             cosines = (unit([digits / sample.path]) @ library.T)[0]
             own = cosines[labels == sample.label]
-            for near, wanted in ((sample.neighbours, cosines), (sample.same_label, own)):
+            others = cosines[labels != sample.label]
+            kinds = ((sample.neighbours, cosines), (sample.same_label, own), (sample.other_label, others))
+            for near, wanted in kinds:
                 # Embeddings are kept in half precision.
                 best = np.sort(wanted)[::-1][:3]
                 assert [n.similarity for n in near] == pytest.approx(best.tolist(), abs=2e-3)
@@ -81,6 +84,7 @@ class TestNeighbours:
                     assert neighbour.similarity == pytest.approx(cosines[place], abs=2e-3)
                     assert neighbour.label == labels[place]
             assert {near.label for near in sample.same_label} == {sample.label}
+            assert sample.label not in {near.label for near in sample.other_label}
 
     def test_a_training_image_is_not_its_own_neighbour(self, probe: TrainResult, tmp_path: Path) -> None:
         config = HardSamplesConfig(split="train", count=5, neighbours=50)
@@ -107,6 +111,28 @@ class TestList:
             assert row["label"] == row["image_path"].split("/")[1] == row["hard_path"].split("/")[1]
         wanted = [near.path for sample in found.samples for near in sample.same_label]
         assert [row["image_path"] for row in rows] == wanted
+
+    def test_rows_name_what_is_near_of_other_labels_which_is_not_trained_on(
+        self, found: HardSamples, digits: Path
+    ) -> None:
+        rows = rows_of(found.file)
+        others = [near for sample in found.samples for near in sample.other_label]
+        assert [row["other_path"] for row in rows] == [near.path for near in others]
+        assert [float(row["other_similarity"]) for row in rows] == pytest.approx(
+            [near.similarity for near in others], abs=1e-4
+        )
+        for row in rows:
+            assert (digits / row["other_path"]).is_file()
+            assert row["other_label"] == row["other_path"].split("/")[1] != row["label"]
+        listed = draw_weights(
+            np.zeros(72, dtype=np.int64),
+            sorted(str(file.relative_to(digits)) for file in (digits / "train").rglob("*.png")),
+            config=FitConfig(focus=found.file),
+            imbalance="none",
+            counts=np.array([72]),
+        )
+        assert listed is not None
+        assert (listed > listed.min()).sum() == len(found.training_images)
 
     def test_page(self, found: HardSamples) -> None:
         page = Path(found.page).read_text()

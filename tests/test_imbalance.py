@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from digits import write_digits
+from holotype.audit import audit
 from holotype.audit.balance import balance
-from holotype.config import GatesConfig
-from holotype.imbalance import class_weights, remedies, settle
+from holotype.config import AuditConfig, GatesConfig, TrainConfig, resolve_config
+from holotype.fit import open_session
+from holotype.imbalance import class_weights, read_rule, remedies, settle, write_rule
 
 
 class TestClassWeights:
@@ -38,6 +43,35 @@ class TestRemedies:
     @pytest.mark.parametrize("counts", [[0, 90], [0, 0], []])
     def test_a_class_without_images_has_none(self, counts: list[int]) -> None:
         assert remedies(np.array(counts, dtype=np.int64), rule=1.3) == ()
+
+
+class TestRule:
+    def test_is_that_of_exactly_this_dataset(self, tmp_path: Path) -> None:
+        assert read_rule(tmp_path, "a" * 64) is None
+        write_rule(tmp_path, "a" * 64, 5.0)
+        assert read_rule(tmp_path, "a" * 64) == 5.0
+        assert read_rule(tmp_path, "b" * 64) is None
+        for torn in ("{", "[]", "{}"):
+            next(tmp_path.glob("balance-*")).write_text(torn)
+            assert read_rule(tmp_path, "a" * 64) is None
+
+    def test_training_follows_the_audit(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        data = write_digits(tmp_path / "digits", train=24)
+        for file in sorted((data / "train" / "0").iterdir())[12:]:
+            file.unlink()
+        common = {"data": {"size": 32}, "model": {"name": "test_resnet", "weights": "none"}}
+        config = resolve_config(TrainConfig, overrides={**common, "fit": {"epochs": 1}})
+
+        def settled() -> str:
+            return open_session(data, config, device="cpu").config.fit.imbalance
+
+        assert settled() == "logit-adjust"
+        audit_config = resolve_config(AuditConfig, overrides={**common, "gates": {"balance": 3.0}})
+        audit(data, config=audit_config, out=tmp_path / "audit")
+        assert settled() == "none"
+        assert "fit.imbalance=auto: none, as the audit of this dataset advises" in capsys.readouterr().err
+        next((data / "train" / "1").iterdir()).unlink()
+        assert settled() == "logit-adjust"  # another dataset, which was not audited
 
 
 class TestSettle:

@@ -44,9 +44,10 @@ def by_hand(
 ) -> np.ndarray:
     """Sum over labels k of q_k w_k L(k), L of one label smoothed by itself: another way to the formula."""
     p = softmax(logits + (0 if adjustment is None else adjustment))
-    terms = -((1 - p) ** gamma) * np.log(p)
     spread = np.full(3, 1 / 3) if spread is None else spread
-    of_label = (1 - smoothing) * terms + smoothing * (terms * spread).sum(axis=1, keepdims=True)
+    surprise = -np.log(p)
+    smoothed = (1 - smoothing) * surprise + smoothing * (surprise * spread).sum(axis=1, keepdims=True)
+    of_label = (1 - p) ** gamma * smoothed
     return (targets * (1 if weights is None else weights) * of_label).sum(axis=1)
 
 
@@ -105,6 +106,14 @@ class TestCriterion:
         torch.testing.assert_close(
             made("focal", focal_gamma=0.0)(logits, targets), made("none")(logits, targets)
         )
+
+    def test_smoothing_does_not_outweigh_the_focus(self) -> None:
+        """Weighed class by class, the smoothed terms of the others would make 0.7 the best probability."""
+        chances = torch.linspace(0.34, 0.99, 200, dtype=torch.float64)
+        others = (1 - chances) / 2
+        logits = torch.stack([chances, others, others], 1).log()
+        losses = made("focal", label_smoothing=0.1)(logits, torch.eye(3, dtype=torch.float64)[[0] * 200])
+        assert chances[losses.argmin()] > 0.95
 
     def test_a_batch_does_not_change_an_images_loss(self) -> None:
         logits, targets = batch()

@@ -87,6 +87,7 @@ with rehearsal(create(Architecture(**task["architecture"])), config, device=cpu)
 """
 
 
+@pytest.mark.slow
 def test_tight_memory_cuts_a_step_into_parts_that_really_fit(
     classifier: Classifier, capsys: pytest.CaptureFixture[str]
 ) -> None:

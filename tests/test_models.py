@@ -8,6 +8,7 @@ import torch
 from timm.layers.drop import DropPath
 from torch import nn
 
+from holotype.config import DataConfig, ModelConfig
 from holotype.errors import ConfigError, ModelError
 from holotype.models import (
     Architecture,
@@ -16,6 +17,7 @@ from holotype.models import (
     build,
     create,
     head_of,
+    input_spec,
     known_names,
     pretrained,
     recipe_of,
@@ -307,6 +309,12 @@ class TestDropping:
     def test_no_drop_path_is_an_error(self, name: str) -> None:
         with pytest.raises(ConfigError, match=f"model.drop_path: {name} has no stochastic depth"):
             create(architecture(name, drop_path=0.1))
+
+
+def test_pixels_are_resampled_as_for_the_weights_unless_told_otherwise() -> None:
+    model = ModelConfig()
+    assert input_spec(model, DataConfig()).filter == recipe_of(model.name).filter == "bicubic"
+    assert input_spec(model, DataConfig(filter="bilinear")).filter == "bilinear"
 
 
 def test_an_architecture_written_before_the_newer_keys_is_read() -> None:

@@ -18,6 +18,7 @@ from holotype.runlog import METRIC_COLUMNS, RunLog, read_rows
 from networks import small_network
 
 BATCH = 24
+TIMES = {"seconds": 2.0, "waited": 0.5, "augmented": 0.25}
 
 
 def network(name: str = "test_resnet") -> Classifier:
@@ -63,7 +64,7 @@ class Run:
         norm = float(nn.utils.clip_grad_norm_(self.trained, self.clip))
         before = self.monitor.before_step(number)
         self.optimizer.step()
-        step = Step(number, epoch, loss, right, norm, [0.1, 0.05], len(labels), seconds=2.0, waited=0.5)
+        step = Step(number, epoch, loss, right, norm, [0.1, 0.05], len(labels), **TIMES)
         self.monitor.after_step(step, before=before)
         self.optimizer.zero_grad()
         self.losses.append(loss)
@@ -137,7 +138,7 @@ class TestRows:
         run = Run(every=10)
         for number in range(3):
             run.step(number)
-        run.monitor.fail_step(Step(3, 1, math.nan, 0.0, math.inf, [0.1], BATCH, seconds=2.0, waited=0.5))
+        run.monitor.fail_step(Step(3, 1, math.nan, 0.0, math.inf, [0.1], BATCH, **TIMES))
         assert [row["step"] for row in run.monitor.rows] == [0, 2, 3]
         assert run.monitor.rows[1]["loss"] == pytest.approx(np.mean(run.losses[1:]), rel=1e-5)
         assert math.isnan(float(run.monitor.rows[2]["loss"]))
@@ -152,6 +153,7 @@ class TestRows:
         assert run.monitor.epoch_metrics(1) == {}
         timings = run.monitor.epoch_timings(2)
         assert (timings["seconds"], timings["data_wait_seconds"]) == (2.0, 0.5)
+        assert timings["augment_seconds"] == 0.25
         assert timings["images_per_second"] == BATCH / 2
         assert float(timings["memory_mb"]) > 50
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from holotype.policy import Policy, fit_temperature, probabilities
+from holotype.policy import (
+    Policy,
+    conformal_threshold,
+    fit_temperature,
+    judge,
+    judge_probabilities,
+    probabilities,
+    score_thresholds,
+)
 
 LOGITS = np.array([[0.0, 1.0, 2.0], [3.0, 3.0, 3.0], [-1.0, 0.5, -2.0]], dtype=np.float32)
 
@@ -96,3 +104,38 @@ def test_a_model_that_was_always_right_is_as_sure_as_that_many_images_allow(imag
 def test_a_temperature_that_would_run_away_stops_at_the_end_of_its_range():
     always_wrong = np.roll(np.eye(3) * 10, 1, axis=1)
     assert 15 < fit_temperature(always_wrong, np.arange(3)) < 30
+
+
+def test_conformal_sets_hold_the_label_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 4000)
+    logits = rng.normal(size=(4000, 4)) + 1.5 * np.eye(4)[labels]
+    chances = probabilities(logits, policy=Policy())
+    limit = conformal_threshold(chances[:2000], labels[:2000], coverage=0.9)
+    held = (chances[2000:] >= limit)[np.arange(2000), labels[2000:]].mean()
+    assert held == pytest.approx(0.9, abs=0.03)
+
+
+def test_few_images_leave_every_class_open():
+    chances = np.array([[0.9, 0.1], [0.8, 0.2]])
+    assert conformal_threshold(chances, np.array([0, 0]), coverage=0.95) == 0.0
+
+
+def test_thresholds_give_the_precision_that_is_asked_for():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 3000)
+    chances = probabilities(rng.normal(size=(3000, 3)) + 1.2 * np.eye(3)[labels], policy=Policy())
+    limits = score_thresholds(chances, labels, classes=("a", "b", "c"), precision=0.9)
+    policy = Policy(abstain="score", thresholds=dict(limits))
+    judged = judge_probabilities(chances, policy=policy, classes=("a", "b", "c"))
+    sure = np.array([one.sure for one in judged])
+    assert 0.2 < sure.mean() < 0.9
+    assert (chances.argmax(axis=1) == labels)[sure].mean() == pytest.approx(0.9, abs=0.02)
+    assert {one.doubts for one in judged} == {(), ("improbable",)}
+
+
+def test_an_unfamiliar_image_is_not_sure_whatever_its_probability():
+    policy = Policy(familiar=2.0)
+    logits = np.array([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0]])
+    judged = judge(logits, policy=policy, classes=("a", "b"), distances=np.array([1.0, 3.0, np.nan]))
+    assert [one.doubts for one in judged] == [(), ("unfamiliar",), ("unfamiliar",)]

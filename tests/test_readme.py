@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """The lines after `$ ` of the console blocks, but the two commands of a fresh clone and the server."""
     lines = [line[2:] for body in blocks("console") for line in body.splitlines() if line.startswith("$ ")]
-    waiting = ("holotype serve", "holotype agree adjudicate")
+    waiting = ("holotype serve", "holotype agree adjudicate", "holotype ab")
     return [line for line in lines if line.startswith("holotype") and not line.startswith(waiting)]
 
 

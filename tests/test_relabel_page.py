@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from browsers import in_browser
 from digits import write_digits
 from holotype.agree.adjudicate import adjudicate
 from holotype.agree.apply import apply
@@ -366,44 +367,6 @@ class TestImages:
         assert abs(columns[-1] / 1164 - 70 / 100) < 0.01
         assert shown[int(1280 * 30 / 110) - 3, 600].min() > 200
         assert render(tmp_path, "scene.png", limits=Limits())[1] == "image/jpeg"
-
-
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_DRIVER = shutil.which("chromedriver")
-
-in_browser = pytest.mark.skipif(
-    _CHROMIUM is None or _DRIVER is None,
-    reason="needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
-)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = _CHROMIUM or ""
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1280,900",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(_DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 class Page:

@@ -194,7 +194,7 @@ class TestContract:
         content = json.loads((written / "report.json").read_text(encoding="utf-8"))
         assert set(content) == {
             "metrics", "per_class", "confusion", "confused", "mistakes", "dataset", "bundle", "runtime",
-            "split", "seconds", "leaked", "history", "diagnosis", "looked_for",
+            "split", "seconds", "leaked", "history", "diagnosis", "looked_for", "sureness",
         }  # fmt: skip
         assert set(content["metrics"]) == {
             "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "ece",

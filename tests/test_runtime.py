@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,19 +16,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from holotype.bundle import Bundle, Golden, Manifest, open_bundle, read_golden, write_bundle, write_golden
+from holotype.cli import run
 from holotype.errors import BundleError, ConfigError, MissingExtraError
+from holotype.machine import available_cores
 from holotype.policy import probabilities
 from holotype.predictor import load
 from holotype.preprocess import Preprocess
-from holotype.runtime import (
-    NAMES,
-    available_cores,
-    load_onnx,
-    open_runtime,
-    refuse_external_data,
-    verify_golden,
-)
-from tiny import CLASSES, SIZE, golden_images, tiny_model, write_tiny_bundle
+from holotype.runtime import NAMES, load_onnx, open_runtime, refuse_external_data, verify_golden
+from tiny import CLASSES, SIZE, golden_images, picture, tiny_model, write_tiny_bundle
 
 
 def rewrite(bundle: Path, target: Path, *, golden: Golden | None = None, **changes: object) -> Bundle:
@@ -436,3 +433,38 @@ def test_a_manifest_without_payloads_opens_but_cannot_be_loaded(tmp_path):
     write_bundle(tmp_path / "b", Manifest(classes=CLASSES, preprocess=Preprocess()), files={})
     with pytest.raises(BundleError, match="has no torch weights"):
         load(tmp_path / "b")
+
+
+# ------------------------------------------------------------------------------------- flags of the verbs
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_runtime_threads_and_precision_are_flags(tiny_bundle, tmp_path, capfd, monkeypatch, verb):
+    pytest.importorskip("openvino")
+    for split in ("train", "validation", "test"):
+        for colour in CLASSES:
+            (tmp_path / "data" / split / colour).mkdir(parents=True)
+            for number in range(2):
+                photo = picture(colour, size=(40, 40 + len(split) + number))
+                (tmp_path / "data" / split / colour / f"{number}.png").write_bytes(photo)
+    asked = []
+
+    def opened(target, **settings):
+        asked.append(settings)
+        return load(target, **settings)
+
+    module = {"predict": "holotype.predictor", "evaluate": "holotype.evaluate"}[verb]
+    importlib.import_module(module)
+    monkeypatch.setattr(sys.modules[module], "load", opened)
+    target = tmp_path / "run"
+    target.mkdir()
+    shutil.copytree(tiny_bundle, target / "best")
+    given = [verb, str(target), str(tmp_path / "data"), "--quiet"]
+    assert run([*given, "--runtime", "openvino", "--precision", "bf16", "--threads", "1"]) == 0
+    assert (asked[0]["runtime"], asked[0]["precision"], asked[0]["threads"]) == ("openvino", "bf16", 1)
+    capfd.readouterr()
+    assert run([*given, "--runtime", "onnxruntime", "--precision", "bf16"]) == 2
+    assert "onnxruntime has no bf16 on CPUs" in capfd.readouterr().err
+    assert run([*given, "--threads", "0"]) == 2
+    assert run([*given, "--set", "precision=fp8"]) == 2
+    assert "precision" in capfd.readouterr().err

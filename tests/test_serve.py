@@ -6,26 +6,22 @@ import asyncio
 import gzip
 import io
 import itertools
-import json
 import os
-import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 from onnx.external_data_helper import set_external_data
@@ -34,158 +30,10 @@ from pydantic import ValidationError
 
 from holotype.predictor import load
 from holotype.serve import ServeSettings
+from servers import LIVENESS, Server, files, launch, peak_bytes, refused, serving, stalled, wait_for
 from tiny import CLASSES, picture, tiny_model, write_tiny_bundle
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to find processes")
-
-_PROGRAM = """
-import json, sys
-from holotype.errors import HolotypeError
-from holotype.serve import ServeSettings, run
-if __name__ == "__main__":
-    try:
-        run(sys.argv[1], settings=ServeSettings(**json.loads(sys.argv[2])))
-    except HolotypeError as error:
-        sys.exit(f"error: {error}")
-"""
-_LIVENESS = 30.0
-_LEAKS = ("Traceback", "site-packages", ".py", " object at ", "/tmp", "/home", "/work", "/dev", "/usr")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running `holotype.serve.run` and a client of it."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    url: str
-    client: httpx.Client
-
-    @property
-    def workers(self) -> list[int]:
-        """Process ids of the inference processes that live now."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-                command = (stat.parent / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if int(parent) == self.process.pid and state != "Z" and b"spawn_main" in command:
-                found.append(int(stat.parent.name))
-        return found
-
-    def predict(self, image: bytes, **params: Any) -> httpx.Response:
-        return self.client.post("/predict", content=image, params=params)
-
-    def send(self, image: bytes) -> Future[httpx.Response]:
-        """Post in a thread and connection of its own."""
-        future: Future[httpx.Response] = Future()
-
-        def post() -> None:
-            try:
-                future.set_result(httpx.post(f"{self.url}/predict", content=image, timeout=_LIVENESS))
-            except httpx.HTTPError as error:
-                future.set_exception(error)
-
-        threading.Thread(target=post, daemon=True).start()
-        return future
-
-    def info(self) -> dict[str, Any]:
-        answer: dict[str, Any] = self.client.get("/info").json()
-        return answer
-
-    def wait_waiting(self, count: int) -> None:
-        """Wait until `count` images are in the line of a stalled process, and one in the process itself."""
-
-        def reached() -> bool:
-            with httpx.Client(base_url=self.url, timeout=_LIVENESS) as client:
-                info = client.get("/info").json()
-            return (info["waiting"], info["executing"]) == (count, 1)
-
-        wait_for(reached, f"{count} images in the line")
-        time.sleep(0.1)  # the one taken is on its way into the process
-
-    def wait_ready(self) -> None:
-        wait_for(lambda: self.client.get("/readyz").status_code == 200, "ready")
-
-
-def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = _LIVENESS) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"no {what} within {seconds} s"
-        time.sleep(0.02)
-
-
-def launch(
-    target: Path, log: Path, *, env: dict[str, str] | None = None, **settings: Any
-) -> subprocess.Popen:
-    settings = {"port": 0, "drain_seconds": 0, **settings}
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _PROGRAM, str(target), json.dumps(settings)],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
-
-
-@contextmanager
-def serving(target: Path, folder: Path, **options: Any) -> Iterator[Server]:
-    """Start a server, wait until it says its address, and check that it ends well."""
-    log = folder / f"serve-{time.monotonic_ns()}.log"
-    process = launch(target, log, **options)
-    try:
-        wait_for(lambda: process.poll() is not None or b"serving" in log.read_bytes(), "address")
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
-        assert found, log.read_text()
-        with httpx.Client(base_url=found[0], timeout=_LIVENESS) as client:
-            yield Server(process=process, log=log, url=found[0], client=client)
-        if process.poll() is None:
-            process.terminate()
-        assert process.wait(_LIVENESS) in (0, -signal.SIGKILL)
-        words = log.read_text()
-        assert "Traceback" not in words, words
-        assert "leaked" not in words, words
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def stalled(*workers: int) -> Iterator[None]:
-    """Inference processes that hang in the middle of whatever they do."""
-    for worker in workers:
-        os.kill(worker, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            if Path(f"/proc/{worker}").exists():
-                os.kill(worker, signal.SIGCONT)
-
-
-def peak_bytes(process: int) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
-
-
-def refused(response: httpx.Response, *statuses: int) -> str:
-    """Check that an error has the one body all errors have, and tells nothing of this machine."""
-    assert response.status_code in statuses, response.text
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"status", "message"}
-    assert body["error"]["status"] == response.status_code
-    assert not [leak for leak in _LEAKS if leak in response.text], response.text
-    message: str = body["error"]["message"]
-    return message
-
-
-def files(*images: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
-    return [("files", (f"{number}.jpg", image, "image/jpeg")) for number, image in enumerate(images)]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -225,8 +73,11 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name in ("gs", "gswin64c", "sh"):  # what Pillow would start for an EPS
         (bait / name).write_text(f"#!/bin/bash\ntouch {canary}\n")
         (bait / name).chmod(0o755)
-    env = {"PATH": f"{bait}:{os.environ['PATH']}", "PYTHONPATH": str(blocked)}
-    with serving(tiny_bundle, folder, env=env) as started:
+    env = {
+        "PATH": f"{bait}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(blocked), os.environ.get("PYTHONPATH", "")]),
+    }
+    with serving(tiny_bundle, folder=folder, env=env) as started:
         yield started
         assert not canary.exists(), "an image started a program"
 
@@ -235,7 +86,7 @@ def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def small(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with low limits: bodies of 100 kB, two seconds to send them, a line of four."""
     settings = {"max_body_bytes": 100_000, "max_held_bytes": 400_000, "upload_seconds": 2, "queue": 4}
-    with serving(tiny_bundle, tmp_path_factory.mktemp("small"), **settings) as started:
+    with serving(tiny_bundle, folder=tmp_path_factory.mktemp("small"), **settings) as started:
         yield started
 
 
@@ -275,10 +126,10 @@ def test_several_files_are_answered_in_order(server: Server) -> None:
 
 def test_top(server: Server) -> None:
     assert len(server.predict(picture()).json()["results"][0]["top"]) == 3
-    assert len(server.predict(picture(), top=1).json()["results"][0]["top"]) == 1
-    assert "3 classes" in refused(server.predict(picture(), top=4), 422)
-    refused(server.predict(picture(), top=0), 422)
-    refused(server.predict(picture(), top="many"), 422)
+    assert len(server.predict(picture(), top_k=1).json()["results"][0]["top"]) == 1
+    assert "3 classes" in refused(server.predict(picture(), top_k=4), 422)
+    refused(server.predict(picture(), top_k=0), 422)
+    refused(server.predict(picture(), top_k="many"), 422)
 
 
 def test_health_info_and_openapi(server: Server, tiny_bundle: Path) -> None:
@@ -296,9 +147,10 @@ def test_health_info_and_openapi(server: Server, tiny_bundle: Path) -> None:
     assert {"multipart/form-data", "application/octet-stream"} <= set(predict["requestBody"]["content"])
     documented = {"200", "400", "408", "413", "415", "422", "429", "503", "504"}
     assert documented <= set(predict["responses"])
-    assert predict["parameters"][0]["schema"] == {"type": "integer", "minimum": 1, "maximum": 3}
-    schema = predict["responses"]["422"]["content"]["application/json"]["schema"]
-    assert schema["$ref"].endswith("/Failed")
+    (top,) = [one for one in predict["parameters"] if one["name"] == "top_k"]
+    assert top["schema"] == {"type": "integer", "minimum": 1, "maximum": 3}
+    schema = predict["responses"]["422"]["content"]["application/problem+json"]["schema"]
+    assert schema["$ref"].endswith("/Problem")
 
 
 def test_unknown_routes_and_methods_have_the_same_error_body(server: Server) -> None:
@@ -443,7 +295,7 @@ def test_form_limits(server: Server) -> None:
 
 
 def _connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=_LIVENESS)
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=LIVENESS)
 
 
 def _until_closed(connection: socket.socket) -> bytes:
@@ -496,7 +348,7 @@ def test_slow_clients_are_closed_and_others_served(small: Server, beginning: byt
 def test_line_of_four_refuses_exactly_one_of_six(small: Server) -> None:
     with stalled(*small.workers), ThreadPoolExecutor(6) as clients:
         asked = [
-            clients.submit(httpx.post, f"{small.url}/predict", content=picture(), timeout=_LIVENESS)
+            clients.submit(httpx.post, f"{small.url}/predict", content=picture(), timeout=LIVENESS)
             for _ in range(6)
         ]
         wait_for(lambda: any(one.done() for one in asked), "refusal")
@@ -507,6 +359,51 @@ def test_line_of_four_refuses_exactly_one_of_six(small: Server) -> None:
         for worker in small.workers:
             os.kill(worker, signal.SIGCONT)
         assert sorted(one.result().status_code for one in asked) == [200] * 5 + [429]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_queue_and_one_at_a_stalled_model(tiny_bundle: Path, tmp_path: Path, workers: int) -> None:
+    """Stalled: it is executing already, an image in each process, and gets no further."""
+    settings = {"workers": workers, "threads": 1, "deadline_seconds": 60}
+    with serving(tiny_bundle, folder=tmp_path, **settings) as server:
+        assert server.info()["limits"]["queue"] == 128
+
+        async def burst() -> list[int]:
+            executing = [asyncio.create_task(_post(server)) for _ in range(workers)]
+            await _until(server, waiting=0, executing=workers)
+            asked = [asyncio.create_task(_post(server)) for _ in range(129)]
+            await _until(server, waiting=128, executing=workers)
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            assert [one.result() for one in done] == [429]
+            for worker in server.workers:
+                os.kill(worker, signal.SIGCONT)
+            return sorted(await asyncio.gather(*executing, *asked))
+
+        with stalled(*server.workers):
+            assert asyncio.run(burst()) == [200] * (128 + workers) + [429]
+
+
+async def _post(server: Server, image: bytes | None = None) -> int:
+    """The status of an image on a connection of its own."""
+    content = picture() if image is None else image
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+    try:
+        head = "POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        answer = await asyncio.wait_for(reader.read(), LIVENESS)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    return int(answer.split()[1])
+
+
+async def _until(server: Server, *, waiting: int, executing: int) -> None:
+    """Wait until so many images are in the line, and in processes."""
+    async with httpx.AsyncClient(timeout=LIVENESS) as client, asyncio.timeout(LIVENESS):
+        info: dict[str, Any] = {}
+        while (info.get("waiting"), info.get("executing")) != (waiting, executing):
+            await asyncio.sleep(0.02)
+            info = (await client.get(f"{server.url}/info")).json()
 
 
 def test_full_line_is_told_before_the_body(small: Server) -> None:
@@ -550,7 +447,7 @@ def test_bytes_of_all_requests_are_bounded(small: Server) -> None:
 
 def test_client_that_leaves_frees_its_place(small: Server) -> None:
     async def leave() -> None:
-        async with httpx.AsyncClient(timeout=_LIVENESS) as client:
+        async with httpx.AsyncClient(timeout=LIVENESS) as client:
             asked = [
                 asyncio.create_task(client.post(f"{small.url}/predict", content=picture())) for _ in range(3)
             ]
@@ -570,8 +467,60 @@ def test_client_that_leaves_frees_its_place(small: Server) -> None:
     assert [one.result().json()["results"][0]["label"] for one in asked] == ["blue"] * 4
 
 
+def _inferred(server: Server) -> int:
+    """Images that were inferred so far, as the processes say."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return round(
+        sum(float(line.split()[-1]) for line in lines if line.startswith("holotype_batch_images_sum"))
+    )
+
+
+def test_whoever_has_left_is_not_inferred(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What a stalled process was given by then, it skips once it goes on."""
+
+    async def leave(server: Server) -> None:
+        asked = [asyncio.create_task(_post(server)) for _ in range(5)]
+        await _until(server, waiting=4, executing=1)
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await _until(server, waiting=0, executing=1)
+
+    with serving(tiny_bundle, folder=tmp_path) as server:
+        with stalled(*server.workers):
+            asyncio.run(leave(server))
+        assert server.predict(picture("blue")).json()["results"][0]["label"] == "blue"
+        assert server.info()["executing"] == 0
+        assert _inferred(server) == 2, "the one that was executing, and the last"
+
+
+def test_what_is_late_is_not_inferred(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, folder=tmp_path, deadline_seconds=1) as server:
+        with stalled(*server.workers):
+            asked = [server.send(picture()) for _ in range(5)]
+            assert {one.result().status_code for one in asked} == {504}
+        assert server.predict(picture("blue")).json()["results"][0]["label"] == "blue"
+        assert server.info()["executing"] == 0
+        assert _inferred(server) == 1
+
+
+def test_errors_name_who_was_asked(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serving(tiny_bundle, folder=tmp_path, deadline_seconds=1) as server:
+        bundle = server.info()["bundle"]
+        told = server.predict(b"no image")
+        refused(told, 415)
+        assert told.headers["holotype-bundle"] == bundle
+        assert told.headers["holotype-arm"] == "champion"
+        assert "decoding;dur=" in told.headers["server-timing"]
+        with stalled(*server.workers):
+            told = server.predict(picture())
+            refused(told, 504)
+            assert told.headers["holotype-bundle"] == bundle
+            assert told.headers["holotype-arm"] == "champion"
+
+
 def test_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path, deadline_seconds=1) as server:
+    with serving(tiny_bundle, folder=tmp_path, deadline_seconds=1) as server:
         with stalled(*server.workers):
             asked = [server.send(picture()) for _ in range(3)]
             for one in asked:
@@ -585,7 +534,7 @@ def test_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_killed_process_costs_its_image_only(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path) as server:
+    with serving(tiny_bundle, folder=tmp_path) as server:
         (worker,) = server.workers
         with stalled(worker):
             asked = [server.send(picture()) for _ in range(2)]
@@ -619,7 +568,7 @@ def test_killed_process_costs_its_image_only(tiny_bundle: Path, tmp_path: Path) 
 
 
 def test_stuck_process_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path, stuck_seconds=0.5, workers=2, threads=1) as server:
+    with serving(tiny_bundle, folder=tmp_path, stuck_seconds=0.5, workers=2, threads=1) as server:
         workers = server.workers
         assert len(workers) == 2
         with stalled(*workers):
@@ -631,9 +580,62 @@ def test_stuck_process_is_replaced(tiny_bundle: Path, tmp_path: Path) -> None:
         assert not set(workers) <= set(server.workers)
 
 
+def test_a_process_that_is_busy_is_not_stuck(tiny_bundle: Path, tmp_path: Path) -> None:
+    """However long an image waits in it, while others are answered."""
+    stream = io.BytesIO()
+    Image.effect_noise((3000, 2000), 90).convert("RGB").save(stream, "JPEG", quality=98)
+    image = stream.getvalue()
+    settings = {"stuck_seconds": 1, "threads": 1, "max_body_bytes": 2**28, "deadline_seconds": 60}
+    settings |= {"queue": 1000, "max_parts": 128, "max_batch": 64}
+    with serving(tiny_bundle, folder=tmp_path, **settings) as server:
+        workers = server.workers
+        began = time.monotonic()
+        server.predict(image)
+        count = min(128, int(2.5 / (time.monotonic() - began)) + 1)
+        results = server.client.post("/predict", files=files(*[image] * count)).json()["results"]
+        assert all("label" in result for result in results)
+        assert time.monotonic() - began > 1, "or nothing was tested"
+        assert server.workers == workers
+
+
+def test_pixels_shown_of_a_large_model(tmp_path: Path) -> None:
+    """Eight at once are more than one message of a process may hold, and noise is more than is ever shown."""
+    bundle = write_tiny_bundle(tmp_path / "bundle", size=1200).path
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+    half = noise.copy()
+    half[700:] = (250, 0, 0)
+    settings = {"max_body_bytes": 2**26, "max_batch": 8, "stuck_seconds": 600, "deadline_seconds": 60}
+    with serving(bundle, folder=tmp_path, **settings) as server:
+        workers = server.workers
+        told = server.predict(_png(noise), show_input=True)
+        assert "ask without show_input" in refused(told, 422)
+        assert server.predict(_png(noise)).status_code == 200
+        with stalled(*server.workers), ThreadPoolExecutor(1) as clients:
+            several = clients.submit(
+                server.client.post,
+                "/predict",
+                files=files(*[_png(half)] * 8),
+                params={"show_input": True},
+                timeout=LIVENESS,
+            )
+            server.wait_waiting(7)
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
+            results = several.result().json()["results"]
+        assert all(result["label"] == "red" for result in results)
+        assert sum(len(result["input"]) for result in results) > 16 * 2**20
+        assert server.workers == workers
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
 def test_replaced_bundle_is_not_served_by_a_new_process(tiny_bundle: Path, tmp_path: Path) -> None:
     target = write_tiny_bundle(tmp_path / "bundle").path
-    with serving(target, tmp_path) as server:
+    with serving(target, folder=tmp_path) as server:
         manifest = target / "holotype.json"
         manifest.write_text(manifest.read_text().replace("red", "tomato"))
         os.kill(server.workers[0], signal.SIGKILL)
@@ -651,7 +653,7 @@ def test_memory_between_processes_has_no_name_left(server: Server) -> None:
 
 
 def test_processes_end_with_a_killed_front(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path) as server:
+    with serving(tiny_bundle, folder=tmp_path) as server:
         workers = server.workers
         server.process.kill()
         wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "end")
@@ -661,7 +663,7 @@ def test_processes_end_with_a_killed_front(tiny_bundle: Path, tmp_path: Path) ->
 
 
 def test_sigterm_loses_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path, drain_seconds=1) as server:
+    with serving(tiny_bundle, folder=tmp_path, drain_seconds=1) as server:
         with stalled(*server.workers):
             asked = [server.send(picture(CLASSES[number % 3])) for number in range(8)]
             server.wait_waiting(7)
@@ -672,40 +674,56 @@ def test_sigterm_loses_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
             assert httpx.get(f"{server.url}/livez").status_code == 200
         labels = [one.result().json()["results"][0]["label"] for one in asked]
         assert labels == [CLASSES[number % 3] for number in range(8)]
-        assert server.process.wait(_LIVENESS) == 0
+        assert server.process.wait(LIVENESS) == 0
+
+
+@pytest.mark.slow
+def test_sigterm_ends_what_hangs(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whatever an image or a process takes: service managers wait for thirty seconds."""
+    settings = {"deadline_seconds": 600, "stuck_seconds": 600, "workers": 3, "threads": 1}
+    with serving(tiny_bundle, folder=tmp_path, **settings) as server:
+        with stalled(*server.workers):
+            asked = [server.send(picture()) for _ in range(8)]
+            wait_for(lambda: server.info()["executing"] == 3, "images in the processes")
+            began = time.monotonic()
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+            assert time.monotonic() - began < 30
+        for one in asked:
+            refused(one.result(LIVENESS), 503)
 
 
 def test_sigterm_under_load(tiny_bundle: Path, tmp_path: Path) -> None:
     begun = threading.Barrier(9)
 
     def ask_until_refused(url: str) -> list[int]:
-        with httpx.Client(base_url=url, timeout=_LIVENESS) as client:
+        with httpx.Client(base_url=url, timeout=LIVENESS) as client:
             statuses = [client.post("/predict", content=picture()).status_code]
-            begun.wait(_LIVENESS)
+            begun.wait(LIVENESS)
             while statuses[-1] == 200:
                 statuses.append(client.post("/predict", content=picture()).status_code)
         return statuses
 
-    with serving(tiny_bundle, tmp_path, drain_seconds=2) as server, ThreadPoolExecutor(8) as clients:
+    with serving(tiny_bundle, folder=tmp_path, drain_seconds=2) as server, ThreadPoolExecutor(8) as clients:
         asked = [clients.submit(ask_until_refused, server.url) for _ in range(8)]
-        begun.wait(_LIVENESS)
+        begun.wait(LIVENESS)
         server.process.terminate()
         for one in asked:
             *before, last = one.result()
             assert last == 503
             assert set(before) == {200}
-        assert server.process.wait(_LIVENESS) == 0
+        assert server.process.wait(LIVENESS) == 0
 
 
 def test_ctrl_c(tiny_bundle: Path, tmp_path: Path) -> None:
-    with serving(tiny_bundle, tmp_path) as server:
+    with serving(tiny_bundle, folder=tmp_path) as server:
         with stalled(*server.workers):
             asked = [server.send(picture()) for _ in range(2)]
             server.wait_waiting(1)
             os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
             wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503, "unreadiness", seconds=5)
         assert [one.result().status_code for one in asked] == [200, 200]
-        assert server.process.wait(_LIVENESS) == 0
+        assert server.process.wait(LIVENESS) == 0
 
 
 # The beginning
@@ -721,9 +739,9 @@ def test_serves_without_torch(server: Server) -> None:
 
 def _refusal(target: Path, folder: Path, **settings: Any) -> str:
     """The one line with which a server refuses to start."""
-    process = launch(target, folder / "refusal.log", **settings)
+    process = launch(target, log_file=folder / "refusal.log", **settings)
     try:
-        assert process.wait(_LIVENESS) == 1
+        assert process.wait(LIVENESS) == 1
     finally:
         process.kill()
         process.wait()

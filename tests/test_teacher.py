@@ -5,37 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from holotype.bundle import Bundle, Manifest, write_bundle
+from holotype.bundle import Bundle
 from holotype.config import DistillConfig
 from holotype.dataset import Shape
 from holotype.errors import BundleError, ConfigError
 from holotype.fit.teacher import Teacher, open_teacher
-from holotype.models import Architecture, create, recipe_of, save_weights
-from holotype.preprocess import Preprocess
+from teachers import write_teacher
 
 CLASSES = ("ape", "bear", "cat")
 CPU = torch.device("cpu")
 
 
-def bundle_of(folder: Path, name: str, *, side: int) -> Bundle:
-    """A bundle as train writes it, of a small network with random weights."""
-    torch.manual_seed(0)
-    recipe = recipe_of(name)
-    architecture = Architecture(
-        name=name, classes=3, height=side, width=side, mean=recipe.mean, std=recipe.std, dropout=0.5
-    )
-    file, weights = folder / "architecture.json", folder / "weights.safetensors"
-    file.write_text(architecture.model_dump_json())
-    save_weights(create(architecture), weights)
-    manifest = Manifest(classes=CLASSES, preprocess=Preprocess(height=side, width=side))
-    return write_bundle(folder / "run" / "best", manifest, files={"architecture": file, "weights": weights})
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("teacher")
-    (folder / "run").mkdir()
-    return bundle_of(folder, "test_resnet", side=64)
+    return write_teacher(tmp_path_factory.mktemp("teacher"), "test_resnet", side=64, classes=CLASSES)
 
 
 def opened(target: Path, *, classes: tuple[str, ...] = CLASSES, side: int = 64) -> Teacher:
@@ -92,8 +75,7 @@ class TestTeacher:
         assert opened(bundle.path, side=96)(images(96)).shape == (4, 3)
 
     def test_a_network_of_one_size_takes_no_other(self, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
-        fixed = bundle_of(tmp_path, "test_vit", side=160)
+        fixed = write_teacher(tmp_path, "test_vit", side=160, classes=CLASSES)
         assert opened(fixed.path, side=160)(images(160)).shape == (4, 3)
         with pytest.raises(ConfigError, match=r"160x160 pixels only, training shows it 64x64"):
             opened(fixed.path, side=64)

@@ -58,6 +58,12 @@ class TestRun:
 
         seen = curves(tuned)
         assert {"step/gradient_norm/head", "epoch/images_per_second", "head/l2"} <= seen.keys()
+        for name in ("macro_f1", "images_per_second", "data_wait_seconds", "augment_seconds", "memory_mb"):
+            assert len(seen[f"step/{name}"]) == len(seen["step/loss"])
+            assert all(value >= 0 for _, value in seen[f"step/{name}"])
+        assert {"epoch/data_wait_seconds", "epoch/augment_seconds", "epoch/memory_mb"} <= seen.keys()
+        assert all(0 <= value <= 1 for _, value in seen["step/macro_f1"])
+        assert seen["step/memory_mb"][0][1] > 50
         rows = [row for row in rows_of(tuned.folder / "metrics.csv") if row["stage"] == "fine-tune"]
         assert [value for _, value in seen["epoch/validation_loss"]] == pytest.approx(
             [float(row["validation_loss"]) for row in rows], rel=1e-5
@@ -125,7 +131,7 @@ class TestBundle:
         assert manifest.classes == ("0", "1", "2")
         assert manifest.lineage.dataset == str(digits.resolve())
         assert manifest.versions.keys() >= {"holotype", "torch", "timm", "onnxruntime", "Pillow"}
-        assert manifest.payloads.keys() == {"weights", "architecture", "onnx", "golden"}
+        assert manifest.payloads.keys() == {"weights", "architecture", "onnx", "golden", "baseline"}
         assert manifest.policy.temperature != 1.0
 
     def test_every_runtime_gives_every_image_the_same_label(self, tuned: TrainResult, digits: Path) -> None:

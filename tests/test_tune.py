@@ -206,6 +206,7 @@ class TestStudy:
         assert accuracy == study.best.scores["accuracy"]
         assert study.next_command == f"holotype train {digits} --recipe {study.recipe}"
 
+    @pytest.mark.slow
     def test_interrupted_and_gone_on_with_it_tries_the_same(
         self, study: TuneResult, digits: Path, tmp_path: Path
     ) -> None:

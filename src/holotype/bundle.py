@@ -5,7 +5,9 @@ architecture.json    what `models.build` needs to make the network again
 weights.safetensors  its weights
 model.onnx           images: uint8[N, H, W, 3] → logits: float32[N, C], embedding: float32[N, D]
 openvino/            the same as OpenVINO IR (after `export --format openvino`)
+tensorrt.onnx        the same as TensorRT builds engines of (after `export --format tensorrt`)
 golden.npz           a few real inputs and the outputs they gave, checked at every load
+baseline.npz         what normal looks like: embeddings, answers and brightness of validation images
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ __all__ = [
     "Lineage",
     "Manifest",
     "Payload",
+    "PayloadName",
+    "Precision",
     "hash_file",
     "home_of",
     "library_versions",
@@ -53,10 +57,15 @@ __all__ = [
     "write_text",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "holotype.json"
 
-PayloadName = Literal["weights", "architecture", "onnx", "openvino", "openvino_weights", "golden"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""In which arithmetic a bundle was measured and accepted."""
+
+PayloadName = Literal[
+    "weights", "architecture", "onnx", "openvino", "openvino_weights", "tensorrt", "golden", "baseline"
+]
 
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +93,11 @@ class Lineage(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Contents of `holotype.json`. Classes are mapped by name, never by position."""
+    """Contents of `holotype.json`. Classes are mapped by name, never by position.
+
+    `settings` are those it was trained with, resolved: what is trained of it later begins from them.
+    `compression` says how it was made smaller, empty where it was not.
+    """
 
     model_config = _FROZEN
 
@@ -92,6 +105,9 @@ class Manifest(BaseModel):
     classes: tuple[str, ...]
     preprocess: Preprocess
     policy: Policy = Policy()
+    precision: Precision = "fp32"
+    settings: dict[str, Any] = {}
+    compression: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     lineage: Lineage = Lineage()
     versions: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import timm
 import torch
 
 from holotype.bundle import library_versions, write_text
-from holotype.dataset.store import cache_root
 from holotype.errors import ModelError
+from holotype.machine import available_cores, cache_root, machine_name
 from holotype.models import DEFAULT, Architecture, create, known_names, recipe_of
 from holotype.onnx_export import export_onnx
 from holotype.preprocess import Preprocess
 from holotype.progress import track
-from holotype.runtime import available_cores, load_onnx
+from holotype.runtime import load_onnx
 from holotype.timing import measure_latency
 
 __all__ = ["SOURCE", "Entry", "list_models"]
@@ -144,8 +143,7 @@ def _remembered() -> dict[str, float]:
 
 def _machine() -> str:
     """What a latency depends on: another machine or onnxruntime measures anew."""
-    version = library_versions()["onnxruntime"]
-    return f"{platform.node()} {platform.machine()} {available_cores()} cores onnxruntime {version}"
+    return f"{machine_name()}, onnxruntime {library_versions()['onnxruntime']}"
 
 
 def _memory_file() -> Path:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import timm
 
 from holotype.config import ModelConfig
-from holotype.dataset import Dataset, Instead, cache_folder, cache_root
+from holotype.dataset import Dataset, Instead, cache_folder
+from holotype.machine import available_cores, cache_root
 from holotype.models import architecture_of, choose_device, pretrained
 from holotype.onnx_export import export_onnx
 from holotype.preprocess import Pixels, Preprocess
 from holotype.progress import note, track
-from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
+from holotype.runtime import Runtime, load_onnx, torch_runtime
 
 __all__ = ["EMBEDDED_AT_ONCE", "Backbone", "Embedding", "embed", "embeddings_of"]
 

@@ -30,7 +30,13 @@ def evaluate(
     """
     started = time.perf_counter()
     config = config or EvaluateConfig()
-    predictor = load(target, runtime=config.runtime, device=device)
+    predictor = load(
+        target,
+        runtime=config.runtime,
+        precision=config.precision,
+        threads=config.threads,
+        device=device,
+    )
     source = Path(data) if data is not None else recorded_source(predictor.bundle)
     dataset = open_dataset(source, spec=predictor.bundle.manifest.preprocess, config=config.data)
     split = choose_split(dataset, wanted=config.split)

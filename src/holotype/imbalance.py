@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from holotype.bundle import write_text
 from holotype.config import GatesConfig
 
-__all__ = ["Remedy", "class_weights", "remedies", "settle"]
+__all__ = ["Remedy", "class_weights", "read_rule", "remedies", "settle", "write_rule"]
 
 Remedy = Literal["none", "weights", "sampler", "focal", "logit-adjust"]
 
@@ -42,11 +45,28 @@ def remedies(counts: Counts, *, rule: float) -> tuple[Remedy, ...]:
     return ("logit-adjust", "sampler") if largest / smallest > 20 else ("logit-adjust",)
 
 
-def settle(value: Remedy | Literal["auto"], counts: Counts) -> Remedy:
+def settle(value: Remedy | Literal["auto"], counts: Counts, *, rule: float | None = None) -> Remedy:
     """What `fit.imbalance` means for `int64[C]` training images per class.
 
-    "auto" is what an audit advises, by the default of its gate for the balance.
+    "auto" is what an audit advises, by the `rule` that was its gate for the balance, or else by the default.
     """
     if value != "auto":
         return value
-    return next(iter(remedies(counts, rule=GatesConfig().balance)), "none")
+    return next(iter(remedies(counts, rule=GatesConfig().balance if rule is None else rule)), "none")
+
+
+def write_rule(folder: Path, root_hash: str, rule: float) -> None:
+    """Keep the rule by which an audit judged the dataset `root_hash` in its cache folder."""
+    write_text(_file(folder, root_hash), json.dumps({"balance": rule}))
+
+
+def read_rule(folder: Path, root_hash: str) -> float | None:
+    """The rule of the last audit of exactly this dataset; None without one."""
+    try:
+        return float(json.loads(_file(folder, root_hash).read_text())["balance"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _file(folder: Path, root_hash: str) -> Path:
+    return folder / f"balance-{root_hash[:16]}.json"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["is_gone", "locked", "lone", "working"]
+__all__ = ["claimed", "is_gone", "locked", "lone", "working"]
 
 
 @contextmanager
@@ -48,10 +48,20 @@ def working(folder: Path) -> Iterator[str]:
 def is_gone(folder: Path, name: str) -> bool:
     """Whether a process worked in this folder under `name` and ended without a word; False where unknown."""
     file = _file(folder, name)
-    if not file.is_file():
+    if sys.platform == "win32" or not file.is_file():
         return False
     with file.open("r+") as held:
         return _lock(held, wait=False)
+
+
+def claimed(file: Path) -> IO[str] | None:
+    """`file`, open and locked until it is closed; None where another process has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = file.open("w")
+    if _lock(held, wait=False):
+        return held
+    held.close()
+    return None
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -61,7 +71,7 @@ def _file(folder: Path, name: str) -> Path:
 def _lock(file: IO[str], *, wait: bool) -> bool:
     """Take the lock until the file is closed; False where another process has it."""
     if sys.platform == "win32":
-        return wait
+        return True
     import fcntl
 
     try:

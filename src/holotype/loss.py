@@ -34,9 +34,11 @@ def criterion(
 ) -> Criterion:
     """The loss of every image by itself, whatever else is in its batch.
 
-    L(z, q) = -sum_c t_c (1 - p_c)^gamma log p_c with p = softmax(z + tau log prior). The targets t are q with
-    each class weighted, then smoothed: t_c = (1 - s) w_c q_c + s u_c sum_k w_k q_k (Szegedy et al. 2016). L
-    is linear in q, so a mixed image has the mixed loss of its parts (Zhang et al. 2018).
+    L(z, q) = -sum_c w_c q_c (1 - p_c)^gamma ((1 - s) log p_c + s sum_k u_k log p_k), p = softmax(z + tau log
+    prior): of each class the weight, the focus and the smoothed cross-entropy (Szegedy et al. 2016). L is
+    linear in q, so a mixed image has the mixed loss of its parts (Zhang et al. 2018). The focus is that of
+    the labelled class: if the smoothed terms of the others, whose 1 - p is near 1, were weighed by their own,
+    the label would be damped and they would not, and the best p of ten classes with s = 0.1 were 0.69.
     - none, sampler: w = 1, gamma = tau = 0, u = 1 / C: cross-entropy.
     - weights: w_c = N / (C n_c) of `counts: int64[C]`, whose mean over the N training images is 1.
     - focal: gamma and alpha = w of `config` (Lin et al. 2017).
@@ -89,8 +91,8 @@ def _losses(
     gamma: float,
 ) -> torch.Tensor:
     log_p = functional.log_softmax(logits + adjustment, 1)  # in single precision, as the adjustment is
-    weighted = targets * weights
-    terms = ((1 - smoothing) * weighted + smoothing * spread * weighted.sum(1, keepdim=True)) * log_p
+    smoothed = (1 - smoothing) * log_p + smoothing * (spread * log_p).sum(1, keepdim=True)
+    terms = targets * weights * smoothed
     if gamma:
         # Where 1 - p rounds to 0 the slope of a power below 1 would be infinite, and infinity times 0 NaN.
         terms = terms * (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,13 @@ __all__ = [
     "confusion_matrix",
     "evaluate_predictions",
     "expected_calibration_error",
+    "images_needed",
     "log_loss",
     "macro_f1",
+    "mcnemar",
     "most_confused",
+    "paired_accuracy",
+    "paired_metric",
     "per_class",
     "reliability_bins",
 ]
@@ -280,6 +284,18 @@ def _interval(value: float, draws: Floats) -> Interval:
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
+def paired_accuracy(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Interval:
+    """How much more often `after: bool[N]` is right than `before: bool[N]` on the same images, in [-1, 1].
+
+    The interval is a bootstrap over images, both answers of an image together.
+    """
+    difference = after.astype(np.float64) - before.astype(np.float64)
+    # Only how many images were won, lost and neither matters: a resample is a multinomial draw of the three.
+    shares = np.array([(difference > 0).mean(), (difference < 0).mean(), (difference == 0).mean()])
+    draws = np.random.default_rng(0).multinomial(len(difference), shares, size=_RESAMPLES) / len(difference)
+    return _interval(float(difference.mean()), draws[:, 0] - draws[:, 1])
+
+
 def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Exact one-sided bounds of a proportion: with `confidence` it is above the lower, as with the upper.
 
@@ -291,3 +307,53 @@ def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) ->
     low = float(betaincinv(successes, failures + 1, 1 - confidence)) if successes else 0.0
     high = float(betaincinv(successes + 1, failures, confidence)) if failures else 1.0
     return low, high
+
+
+def paired_metric(
+    first: Predictions, second: Predictions, *, metric: Literal["accuracy", "macro_f1"], seed: int = 0
+) -> Interval:
+    """How much better `second` is than `first` on the same images, with a paired bootstrap 95 % interval.
+
+    Images are resampled with both answers together: a resample is a multinomial draw of the occupied cells
+    (label, first answer, second answer).
+    """
+    classes = len(first.classes)
+    cells, counts = np.unique(
+        np.stack([first.labels, first.predicted, second.predicted]), axis=1, return_counts=True
+    )
+    labels, answers = cells[0], (cells[1], cells[2])
+    function = {"accuracy": _accuracy, "macro_f1": _macro_f1}[metric]
+
+    def value(draws: Counts) -> Floats:
+        scores = []
+        for said in answers:
+            right = _sum_by_class(draws * (labels == said), labels, classes=classes)
+            labelled = _sum_by_class(draws, labels, classes=classes)
+            predicted = _sum_by_class(draws, said, classes=classes)
+            scores.append(function(_Margins(right, labelled, predicted)))
+        return scores[1] - scores[0]
+
+    total = int(counts.sum())
+    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=_RESAMPLES)
+    return _interval(float(value(counts[None].astype(np.int64))[0]), value(draws.astype(np.int64)))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test: of the images that one alone got right, each is a fair coin."""
+    from scipy.special import bdtr
+
+    total = only_first + only_second
+    return min(2 * float(bdtr(min(only_first, only_second), total, 0.5)), 1.0) if total else 1.0
+
+
+def images_needed(difference: float, discordant: float, *, margin: float) -> int | None:
+    """About how many images would settle a difference: two-sided 95 %, power 80 % (Connor 1987).
+
+    `discordant` is the share of images that one alone gets right. What is to be shown is the nearer of: not
+    worse by `margin`, and better than nothing. None where no number would do.
+    """
+    distance = max(abs(difference), abs(difference + margin))
+    if distance == 0 or discordant == 0:
+        return None
+    spread = max(discordant - difference**2, 0.0)
+    return int(np.ceil((1.96 + 0.84) ** 2 * spread / distance**2))

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from holotype.bundle import Golden
+from holotype.bundle import Golden, Precision
 from holotype.dataset import Dataset, Split
 from holotype.errors import ParityError
-from holotype.policy import Policy, probabilities
+from holotype.policy import Policy, probabilities, total_variation
 from holotype.preprocess import Pixels
 from holotype.runtime import Runtime
 
 __all__ = [
     "LEAST_IMAGES",
-    "MARGIN",
-    "TOLERANCE",
+    "LIMITS",
     "Flip",
+    "Limits",
     "Parity",
     "check_enough",
     "check_parity",
     "choose_golden",
+    "parity_record",
     "sample_rows",
 ]
 
 LEAST_IMAGES = 64
-MARGIN = 2e-4
-"""Two classes closer than this in probability may swap places."""
-TOLERANCE = 1e-4
-"""Largest difference of any probability, for fp32 models."""
 
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a candidate may be from its reference.
+
+    `flips` is the share of labels that may change where the reference's margin exceeds `margin`; `shift` the
+    largest mean total variation distance of probabilities; `gap` the largest difference of any.
+    """
+
+    flips: float
+    margin: float
+    shift: float
+    gap: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    # Sums in another order: two classes closer than 2e-4 may swap places, nothing else.
+    "fp32": Limits(flips=0.0, margin=2e-4, shift=1e-4, gap=1e-4),
+    "fp16": Limits(flips=0.01, margin=0.0, shift=0.01, gap=1.0),
+    "bf16": Limits(flips=0.02, margin=0.0, shift=0.02, gap=1.0),
+    "int8": Limits(flips=0.03, margin=0.0, shift=0.05, gap=1.0),
+}
+"""By the arithmetic of the less exact side."""
 
 _ORDER: tuple[Split, ...] = ("validation", "test", "train")
 
@@ -49,12 +70,20 @@ class Flip:
 
 @dataclass(frozen=True)
 class Parity:
-    """The outcome of a gate that was passed."""
+    """The outcome of a gate that was passed.
+
+    `flips` are within its `limits`; `ties` are labels that changed where the reference's two best classes
+    were within `limits.margin`, which are no flips. `shift` is the mean total variation distance.
+    """
 
     images: int
     largest_difference: float
+    shift: float
+    flips: tuple[Flip, ...]
     reference: str
     candidate: str
+    ties: tuple[Flip, ...]
+    limits: Limits
 
 
 def check_parity(
@@ -65,11 +94,11 @@ def check_parity(
     paths: Sequence[str],
     classes: Sequence[str],
     policy: Policy,
+    limits: Limits = LIMITS["fp32"],
 ) -> Parity:
     """Push `uint8[N, H, W, 3]` (N >= 64) through both, in batches of several sizes.
 
-    Raises `ParityError` unless the labels agree wherever the reference's margin exceeds 2e-4 and every
-    probability is within 1e-4; the error lists the flips.
+    Raises `ParityError` where `limits` are exceeded; the error lists the flips.
     """
     check_enough(len(images))
     sure = probabilities(_run(reference, images, sizes=(16,)), policy=policy)
@@ -78,21 +107,32 @@ def check_parity(
     ordered = np.sort(sure, axis=1)
     margin = ordered[:, -1] - ordered[:, -2]
     before, after = sure.argmax(axis=1), tried.argmax(axis=1)
-    flips = [
+    changed = [
         Flip(paths[i], classes[before[i]], classes[after[i]], float(margin[i]))
-        for i in np.flatnonzero((before != after) & (margin > MARGIN)).tolist()
+        for i in np.flatnonzero(before != after).tolist()
     ]
+    ties = tuple(flip for flip in changed if flip.margin <= limits.margin)
+    flips = tuple(flip for flip in changed if flip not in ties)
     gap = float(np.abs(sure - tried).max())
-    if flips or not gap <= TOLERANCE:  # also true for NaN
+    shift = total_variation(sure, tried)
+    inside = len(flips) <= limits.flips * len(images) and shift <= limits.shift and gap <= limits.gap
+    if not inside:  # as for NaN
         listed = (
             ", ".join(f"{flip.path} ({flip.reference} → {flip.candidate})" for flip in flips[:10]) or "none"
         )
+        listed += f"; {len(ties)} ties are not counted" if ties else ""
         raise ParityError(
-            f"{candidate.name} differs from {reference.name} by {gap:.2g} in probability"
-            f" (limit {TOLERANCE:g}) and flips {len(flips)} of {len(images)} labels: {listed}",
+            f"{candidate.name} differs from {reference.name} by {gap:.2g} in probability (limit"
+            f" {limits.gap:g}), by {shift:.2g} on average (limit {limits.shift:g}), and flips {len(flips)} of"
+            f" {len(images)} labels (limit {limits.flips:.0%}): {listed}",
             fix="the export is refused; report the architecture and library versions",
         )
-    return Parity(len(images), gap, reference.name, candidate.name)
+    return Parity(len(images), gap, shift, flips, reference.name, candidate.name, ties, limits)
+
+
+def parity_record(parity: Parity) -> dict[str, Any]:
+    """What a manifest keeps of a gate that was passed: its figures and limits, flips and ties as numbers."""
+    return asdict(parity) | {"flips": len(parity.flips), "ties": len(parity.ties)}
 
 
 def choose_golden(runtime: Runtime, images: Pixels) -> Golden:

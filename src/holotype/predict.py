@@ -18,7 +18,7 @@ from holotype.preprocess import SUFFIXES
 
 __all__ = ["as_csv_row", "as_json", "csv_header", "expand", "save_inputs"]
 
-_CSV_COLUMNS = ("path", "label", "probability", "top", "error")
+_CSV_COLUMNS = ("path", "label", "probability", "sure", "top", "error")
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -49,13 +49,19 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
-    """path, label, probability, top; and `error` with status and message where there is no answer."""
+    """path, label, probability, whether it is sure and why not, top; `error` where there is no answer."""
     row: dict[str, Any] = {
         "path": prediction.path,
         "label": prediction.label,
         "probability": prediction.probability,
+        "sure": prediction.sure,
+        "doubts": list(prediction.doubts),
         "top": [{"label": choice.label, "probability": choice.probability} for choice in prediction.top],
     }
+    if prediction.left_open is not None:
+        row["left_open"] = list(prediction.left_open)
+    if prediction.distance is not None:
+        row["distance"] = prediction.distance
     if prediction.error is not None:
         row["error"] = {"status": prediction.error.status, "message": prediction.error.message}
     return row
@@ -73,6 +79,7 @@ def as_csv_row(prediction: Prediction) -> str:
         row["path"],
         row["label"],
         row["probability"],
+        "yes" if row["sure"] else "no",
         json.dumps(row["top"]),
         error["message"] if error else "",
     ]

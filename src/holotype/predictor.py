@@ -12,11 +12,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from holotype.baseline import Baseline, distances, open_baseline
 from holotype.bundle import Bundle, open_bundle
 from holotype.errors import BundleError, ImageError
-from holotype.policy import probabilities
+from holotype.machine import available_cores
+from holotype.policy import Doubt, Judgement, judge, probabilities
 from holotype.preprocess import Limits, Pixels, read_pixels
-from holotype.runtime import Runtime, RuntimeName, available_cores, open_runtime, verify_golden
+from holotype.runtime import (
+    Outputs,
+    Precision,
+    Runtime,
+    RuntimeName,
+    choose,
+    open_runtime,
+    verify_golden,
+)
 
 __all__ = ["Choice", "Failure", "Prediction", "Predictor", "Source", "load"]
 
@@ -42,11 +52,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image. `top` is sorted, most probable first, and empty where `error` is set."""
+    """The answer for one image. `top` is sorted, most probable first, and empty where `error` is set.
+
+    `doubts` say why it is not sure, by the bundle's policy; `left_open` the classes that conformal prediction
+    leaves open; `distance` how far the image is from those that were learned, about 1 for one like them.
+    """
 
     path: str | None
     top: tuple[Choice, ...]
     error: Failure | None = None
+    doubts: tuple[Doubt, ...] = ()
+    left_open: tuple[str, ...] | None = None
+    distance: float | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether the policy stands by the label."""
+        return bool(self.top) and not self.doubts
 
     @property
     def label(self) -> str | None:
@@ -65,6 +87,7 @@ class Predictor:
     runtime: Runtime
     limits: Limits = field(default_factory=Limits)
     batch_size: int = 16
+    baseline: Baseline | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -74,7 +97,7 @@ class Predictor:
         """The answer for one image; an unreadable one raises its `ImageError`."""
         pixels = self.read(source)
         name = None if isinstance(source, bytes) else str(source)
-        return self._answers(self.probabilities(pixels[None]), [name], top=top)[0]
+        return self.answer(pixels[None], names=[name], top=top)[0]
 
     def predict_many(self, sources: Iterable[Source], *, top: int = 5) -> Iterator[Prediction]:
         """Answers in the order of `sources`, decoded in threads while the previous batch is inferred.
@@ -93,6 +116,20 @@ class Predictor:
                     return
                 batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
                 yield from self._finish(batch, top=top)
+
+    def answer(self, images: Pixels, *, names: Sequence[str | None], top: int = 5) -> list[Prediction]:
+        """What the bundle's policy makes of pixels `uint8[N, H, W, 3]`."""
+        return self.judge(self.runtime.run(images), names=names, top=top)
+
+    def judge(self, outputs: Outputs, *, names: Sequence[str | None], top: int = 5) -> list[Prediction]:
+        """What the bundle's policy makes of what the runtime gave for N images."""
+        judged = judge(
+            outputs.logits,
+            policy=self.bundle.manifest.policy,
+            classes=self.classes,
+            distances=None if self.baseline is None else distances(outputs.embedding, self.baseline),
+        )
+        return [self._prediction(one, name, top=top) for one, name in zip(judged, names, strict=True)]
 
     def probabilities(self, images: Pixels) -> npt.NDArray[np.float64]:
         """`float64[N, C]` for pixels `uint8[N, H, W, 3]`, with the bundle's policy applied."""
@@ -119,24 +156,27 @@ class Predictor:
         answers: Iterator[Prediction] = iter(())
         if readable:
             images = np.stack([pixels for _, pixels in readable])
-            answers = iter(self._answers(self.probabilities(images), [name for name, _ in readable], top=top))
+            answers = iter(self.answer(images, names=[name for name, _ in readable], top=top))
         for name, result in results:
             yield Prediction(name, (), result) if isinstance(result, Failure) else next(answers)
 
-    def _answers(
-        self, chances: npt.NDArray[np.float64], names: Sequence[str | None], *, top: int
-    ) -> list[Prediction]:
-        order = np.argsort(-chances, axis=1, kind="stable")[:, :top]
-        return [
-            Prediction(name, tuple(Choice(self.classes[i], float(row[i])) for i in best))
-            for name, row, best in zip(names, chances, order, strict=True)
-        ]
+    def _prediction(self, judged: Judgement, name: str | None, *, top: int) -> Prediction:
+        chances, left = judged.probabilities, judged.left_open
+        best = np.argsort(-chances, kind="stable")[:top]
+        return Prediction(
+            name,
+            tuple(Choice(self.classes[i], float(chances[i])) for i in best),
+            doubts=judged.doubts,
+            left_open=None if left is None else tuple(self.classes[i] for i in left),
+            distance=judged.distance,
+        )
 
 
 def load(
     target: Path | str,
     *,
     runtime: RuntimeName = "auto",
+    precision: Precision = "auto",
     device: str = "auto",
     threads: int | None = None,
     limits: Limits | None = None,
@@ -145,6 +185,7 @@ def load(
     bundle = open_bundle(target)
     if len(set(bundle.manifest.classes)) != len(bundle.manifest.classes):
         raise BundleError("lists a class twice", where=bundle.path)
-    opened = open_runtime(bundle, name=runtime, device=device, threads=threads)
-    verify_golden(opened, bundle)
-    return Predictor(bundle=bundle, runtime=opened, limits=limits or Limits())
+    opened = open_runtime(bundle, name=runtime, precision=precision, device=device, threads=threads)
+    chosen = choose(bundle, name=runtime, precision=precision)
+    verify_golden(opened, bundle, precision=chosen.precision)
+    return Predictor(bundle=bundle, runtime=opened, limits=limits or Limits(), baseline=open_baseline(bundle))

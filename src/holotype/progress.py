@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Tracker", "console", "note", "quiet", "track"]
+__all__ = ["Tracker", "console", "note", "quiet", "track", "warn"]
 
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 """True silences progress and notes (`--quiet`); errors are always shown."""
@@ -38,7 +38,13 @@ def console() -> Console:
 def note(message: str) -> None:
     """Tell the user one line, unless `quiet`."""
     if not quiet.get():
-        console().print(message, markup=False)
+        with suppress(OSError):  # a log on a full disk is no reason to stop
+            console().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Tell the user one line about what is not as it should be, unless `quiet`."""
+    note(f"warning: {message}")
 
 
 @contextmanager

@@ -48,6 +48,7 @@ TIMING_COLUMNS = (
     "seconds",
     "images_per_second",
     "data_wait_seconds",
+    "augment_seconds",
     "validation_seconds",
     "memory_mb",
     "gpu_memory_mb",

@@ -12,6 +12,7 @@ from holotype.dataset import Dataset, Split, cache_folder, thumbnailer
 from holotype.dataset.leaks import read_leaks
 from holotype.errors import DatasetError
 from holotype.metrics import Predictions
+from holotype.policy import Policy, judge_probabilities
 from holotype.predictor import Predictor
 from holotype.progress import track
 from holotype.report import (
@@ -20,6 +21,7 @@ from holotype.report import (
     Fault,
     Finding,
     Report,
+    Sureness,
     UnreadableFile,
     build_report,
     write_report,
@@ -102,7 +104,26 @@ def evaluate_split(
         history=history,
         diagnosis=diagnosis,
         looked_for=looked_for,
-    )
-
+    ).model_copy(update={"sureness": _sureness(predictions, bundle.manifest.policy)})
     write_report(folder, report, predictions=predictions, thumbnail=thumbnailer(dataset))
     return report
+
+
+def _sureness(predictions: Predictions, policy: Policy) -> Sureness | None:
+    """None where the policy never abstains."""
+    if policy.abstain == "none":
+        return None
+    judged = judge_probabilities(predictions.probabilities, policy=policy, classes=predictions.classes)
+    sure = np.array([one.sure for one in judged])
+    right = predictions.predicted == predictions.labels
+    held = [
+        label in one.left_open
+        for one, label in zip(judged, predictions.labels.tolist(), strict=True)
+        if one.left_open is not None
+    ]
+    return Sureness(
+        rule=policy.abstain,
+        share=float(sure.mean()),
+        accuracy=float(right[sure].mean()) if sure.any() else None,
+        held=sum(held) / len(held) if held else None,
+    )

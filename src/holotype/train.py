@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from holotype.baseline import write_baseline
 from holotype.bundle import (
     Bundle,
     Lineage,
@@ -22,6 +23,7 @@ from holotype.bundle import (
     write_golden,
     write_text,
 )
+from holotype.calibrate import fit_policy
 from holotype.config import Preset, TrainConfig, resolve_config, to_yaml
 from holotype.dataset import dataset_name
 from holotype.diagnosis import diagnose, looked_for
@@ -29,16 +31,18 @@ from holotype.errors import ConfigError
 from holotype.fit import Learned, Session, computed_features, fit_session_head, learn
 from holotype.fit.evidence import evidence_of
 from holotype.fit.folder import Run, alone, begin_run, record_end, resume_run
+from holotype.fit.memory import naming_memory
 from holotype.fit.processes import losing_none
 from holotype.head import HeadFit
+from holotype.machine import available_cores
 from holotype.models import head_of, load_weights, save_weights, set_head
 from holotype.onnx_export import export_onnx, replace_head
 from holotype.parity import Parity, check_parity, choose_golden, sample_rows
-from holotype.policy import Policy, fit_temperature
+from holotype.policy import Policy
 from holotype.predictor import load
 from holotype.progress import note
 from holotype.report import Report
-from holotype.runtime import Runtime, available_cores, load_onnx, torch_runtime
+from holotype.runtime import Runtime, load_onnx, torch_runtime
 from holotype.scoring import choose_split, evaluate_split
 
 __all__ = ["TrainResult", "train"]
@@ -63,6 +67,7 @@ class TrainResult:
         return self.bundle.path
 
 
+@naming_memory()
 def train(
     data: Path | str | None = None,
     *,
@@ -176,7 +181,7 @@ def _finish(run: Run, learned: Learned, scratch: Path, *, exported: bool, begun:
     evidence = evidence_of(session, learned, log=run.log)
     report = evaluate_split(
         load(bundle.path),
-        session.dataset,
+        session.quarantine.left,
         split=choose_split(session.dataset),
         folder=run.folder,
         history=run.log.metrics,
@@ -195,8 +200,13 @@ def _write_bundle(run: Run, learned: Learned, scratch: Path, *, exported: bool) 
     if not exported:
         _export(run, model_file)
     onnx = load_onnx(model_file, threads=available_cores())
-    validation = dataset.labels(dataset.rows("validation"))
-    policy = Policy(temperature=fit_temperature(learned.best.logits, validation))
+    fitted = fit_policy(
+        onnx,
+        dataset,
+        classes=dataset.classes,
+        config=session.config.policy,
+        without=session.quarantine.errors,
+    )
     rows = sample_rows(dataset, count=_PARITY_IMAGES, without=session.quarantine.errors)
     images = np.concatenate(list(dataset.pixels([rows])))
     parity = check_parity(
@@ -205,7 +215,7 @@ def _write_bundle(run: Run, learned: Learned, scratch: Path, *, exported: bool) 
         images=images,
         paths=dataset.paths(rows),
         classes=dataset.classes,
-        policy=policy,
+        policy=fitted.policy,
     )
     note(
         f"parity gate: {parity.images} images, probabilities within {parity.largest_difference:.1g}, no flips"
@@ -213,13 +223,16 @@ def _write_bundle(run: Run, learned: Learned, scratch: Path, *, exported: bool) 
     save_weights(classifier, scratch / "weights.safetensors")
     write_text(scratch / "architecture.json", session.architecture.model_dump_json(indent=1))
     write_golden(scratch / "golden.npz", choose_golden(onnx, images))
+    write_baseline(scratch / "baseline.npz", fitted.baseline)
     files: dict[PayloadName, Path] = {
         "weights": scratch / "weights.safetensors",
         "architecture": scratch / "architecture.json",
         "onnx": model_file,
         "golden": scratch / "golden.npz",
+        "baseline": scratch / "baseline.npz",
     }
-    return write_bundle(run.folder / "best", _manifest(session, learned, policy), files=files), parity
+    manifest = _manifest(session, learned, fitted.policy)
+    return write_bundle(run.folder / "best", manifest, files=files), parity
 
 
 def _manifest(session: Session, learned: Learned, policy: Policy) -> Manifest:
@@ -228,6 +241,7 @@ def _manifest(session: Session, learned: Learned, policy: Policy) -> Manifest:
         classes=dataset.classes,
         preprocess=dataset.spec,
         policy=policy,
+        settings=session.config.model_dump(mode="json"),
         metrics={"validation": {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}},
         lineage=Lineage(
             dataset=str(dataset.source.resolve()),

@@ -27,7 +27,7 @@ def write_page(file: Path, result: Agreement, *, thumbnail: Thumbnail) -> None:
         file,
         "score.html.j2",
         package="holotype.agree",
-        filters={"percent": _percent, "number": _number, "interval": _interval, "place": _place},
+        filters={"number": _number, "interval": _interval, "place": _place},
         content={
             "result": result,
             "coefficients": _coefficients(result),
@@ -64,10 +64,6 @@ def _largest(annotator: AnnotatorAgreement, classes: tuple[str, ...]) -> list[tu
     order = np.argsort(-counts, axis=None, kind="stable")[:_CELLS]
     cells = [(int(cell) // len(counts), int(cell) % len(counts)) for cell in order]
     return [(classes[i], classes[j], int(counts[i, j])) for i, j in cells if counts[i, j]]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _number(estimate: Estimate) -> str:

@@ -36,6 +36,7 @@ from holotype.dataset import Dataset, cache_folder, dataset_name, index_dataset,
 from holotype.dataset.leaks import write_leaks
 from holotype.dataset.revisions import write_revision
 from holotype.embeddings import Backbone, embed
+from holotype.imbalance import write_rule
 from holotype.metrics import binomial_bounds
 from holotype.models import input_spec
 from holotype.progress import note
@@ -108,7 +109,7 @@ def audit(
     if review_sample is not None:
         _draw_sample(dataset, folder, count=review_sample, seed=config.seed)
     found = _conclude(evidence, folder, begun=begun)
-    _remember(found, folder)
+    _remember(found, folder, rule=config.gates.balance)
     revision = None
     if fix_split:
         revision = _fix_split(dataset, evidence.copies, folder)
@@ -260,8 +261,8 @@ def _shift(evidence: _Evidence) -> tuple[Shift, ...]:
     return tuple(found)
 
 
-def _remember(found: Audit, folder: Path) -> None:
-    """Keep what later verbs ask for beside the index: suspects for relabelling, leaks for reports."""
+def _remember(found: Audit, folder: Path, *, rule: float) -> None:
+    """Keep what later verbs ask for beside the index: suspects, leaks, and the rule for unequal classes."""
     doubtful = (
         SuspectLabel(
             path=suspect.path,
@@ -277,6 +278,7 @@ def _remember(found: Audit, folder: Path) -> None:
         first.setdefault(item.path, item)
     write_suspects(folder, Suspects(root_hash=found.source.root_hash, items=tuple(first.values())))
     write_leaks(folder, found.source.root_hash, found.leakage.leaked)
+    write_rule(folder, found.source.root_hash, rule)
 
 
 def _conflicting(found: Audit) -> Iterator[SuspectLabel]:

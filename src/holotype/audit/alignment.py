@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from holotype.runtime import available_cores
+from holotype.machine import available_cores
 
 __all__ = ["COARSE", "SIDE", "aligned_distance", "coarse_distance", "shrink", "symmetries"]
 

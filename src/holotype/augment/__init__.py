@@ -3,7 +3,7 @@
 from holotype.augment.chain import augment
 from holotype.augment.draws import Draws, draw
 from holotype.augment.mixing import Mix, draw_mix, mix, mix_targets
-from holotype.augment.picture import draw_training_batch
+from holotype.augment.picture import draw_training_batch, mixed_captions
 from holotype.augment.samples import Samples
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "draw_training_batch",
     "mix",
     "mix_targets",
+    "mixed_captions",
 ]

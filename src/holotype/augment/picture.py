@@ -14,11 +14,23 @@ from PIL import Image, ImageDraw, ImageFont
 from holotype.bundle import write_bytes
 from holotype.fields import printable
 
-__all__ = ["draw_training_batch"]
+__all__ = ["draw_training_batch", "mixed_captions"]
 
 _MOST, _TILE, _GAP, _LINES = 32, 176, 8, 2
 _FONT_SIZE, _LINE_HEIGHT = 14, 18
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
+
+
+def mixed_captions(targets: npt.NDArray[np.float32], *, names: Sequence[str]) -> list[str]:
+    """The label of each image of `targets: float32[N, C]`, or both of a mixed one with their shares."""
+    found = []
+    for target in targets:
+        shown = [place for place in np.argsort(-target, kind="stable")[:2] if target[place] > 0]
+        alone = len(shown) == 1
+        found.append(
+            " + ".join(names[place] if alone else f"{names[place]} {target[place]:.2f}" for place in shown)
+        )
+    return found
 
 
 def draw_training_batch(images: npt.NDArray[np.uint8], captions: Sequence[str], file: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from holotype.cli import data_verbs, insight_verbs, model_verbs, tune_verb
+from holotype.cli import data_verbs, deploy_verbs, insight_verbs, model_verbs, serve_verbs, tune_verb
 
 __all__ = ["app", "main", "run"]
 
@@ -22,6 +22,9 @@ app = typer.Typer(
 app.add_typer(data_verbs.app)
 app.add_typer(data_verbs.agree, name="agree")
 app.add_typer(model_verbs.app)
+app.add_typer(deploy_verbs.app)
+app.add_typer(serve_verbs.app)
+app.add_typer(serve_verbs.ab, name="ab")
 app.add_typer(insight_verbs.app)
 app.add_typer(tune_verb.app)
 

@@ -8,16 +8,9 @@ from typing import Annotated
 import typer
 
 from holotype.cli.options import (
+    Common,
     Data,
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Recipe,
-    Set,
-    given,
     need_training_libraries,
-    settings_from,
     verb,
 )
 from holotype.errors import ConfigError
@@ -35,8 +28,9 @@ NewClasses = Annotated[
 ]
 
 
-@app.command()
+@verb(app)
 def audit(
+    common: Common,
     data: Data,
     *,
     out: Annotated[
@@ -52,37 +46,31 @@ def audit(
         int | None,
         typer.Option("--review-sample", metavar="N", min=1, help="draw N random images to judge labels by"),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Judge a dataset before training on it: exit code 0 ready, 3 fix first, 4 unusable."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import AuditConfig
+    from holotype.config import AuditConfig
 
-        config = settings_from(AuditConfig, recipe=recipe, settings=settings, flags={})
-        need_training_libraries("an audit")
-        from holotype import terminal
-        from holotype.audit import audit as run
+    config = common.resolve(AuditConfig)
+    need_training_libraries("an audit")
+    from holotype import terminal
+    from holotype.audit import audit as run
 
-        result = run(
-            data,
-            config=config,
-            out=out,
-            junit=junit,
-            fix_split=fix_split,
-            review_sample=review_sample,
-            device=device,
-        )
-        output.show(result.audit.model_dump(mode="json"), lambda: terminal.show_audit(result))
+    result = run(
+        data,
+        config=config,
+        out=out,
+        junit=junit,
+        fix_split=fix_split,
+        review_sample=review_sample,
+        device=common.device,
+    )
+    common.show(result.audit.model_dump(mode="json"), lambda: terminal.show_audit(result))
     raise typer.Exit(result.exit_code)
 
 
-@app.command()
+@verb(app, without=("device",))
 def convert(
+    common: Common,
     data: Data,
     *,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder, or a .csv or .parquet file")],
@@ -95,36 +83,30 @@ def convert(
     preview: Annotated[
         Path | None, typer.Option("--preview", metavar="FILE", help="also draw a contact sheet (.png, .jpg)")
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
 ) -> None:
     """Write a dataset of any format as class folders, CSV or Parquet. Bad records are listed; exit code 1."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from pydantic_core import to_jsonable_python
+    from pydantic_core import to_jsonable_python
 
-        from holotype.config import ConvertConfig
+    from holotype.config import ConvertConfig
 
-        flags = given({"data": {"boxes": boxes}})
-        config = settings_from(ConvertConfig, recipe=recipe, settings=settings, flags=flags)
-        need_training_libraries("converting")
-        from holotype import terminal
-        from holotype.convert import TARGETS
-        from holotype.convert import convert as run
+    config = common.resolve(ConvertConfig, {"data": {"boxes": boxes}})
+    need_training_libraries("converting")
+    from holotype import terminal
+    from holotype.convert import TARGETS
+    from holotype.convert import convert as run
 
-        if kind is not None and kind not in TARGETS:
-            raise ConfigError("unknown kind", where=f"--to {kind}", fix=f"use {', '.join(TARGETS)}")
-        target = None if kind is None else TARGETS[kind]
-        result = run(data, out, to=target, config=config, preview=preview)
-        output.show(to_jsonable_python(result), lambda: terminal.show_converted(result))
+    if kind is not None and kind not in TARGETS:
+        raise ConfigError("unknown kind", where=f"--to {kind}", fix=f"use {', '.join(TARGETS)}")
+    target = None if kind is None else TARGETS[kind]
+    result = run(data, out, to=target, config=config, preview=preview)
+    common.show(to_jsonable_python(result), lambda: terminal.show_converted(result))
     if result.problems:
         raise typer.Exit(1)
 
 
-@agree.command()
+@verb(agree, without=("device",))
 def plan(
+    common: Common,
     data: Data,
     *,
     annotators: Annotated[str, typer.Option("--annotators", metavar="A,B,...", help="two or more names")],
@@ -135,34 +117,29 @@ def plan(
         str | None, typer.Option("--classes", metavar="A,B,...", help="default: those of the data")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the tasks")] = Path("annotation"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
 ) -> None:
     """Deal images to annotators: a task file each, in random order, nobody seeing another's label."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import AgreeConfig
+    from holotype.config import AgreeConfig
 
-        config = settings_from(AgreeConfig, recipe=recipe, settings=settings, flags={})
-        need_training_libraries("planning annotation")
-        from holotype import terminal
-        from holotype.agree.plan import plan as run
+    config = common.resolve(AgreeConfig)
+    need_training_libraries("planning annotation")
+    from holotype import terminal
+    from holotype.agree.plan import plan as run
 
-        result = run(
-            data,
-            annotators=_names(annotators),
-            overlap=overlap,
-            out=out,
-            classes=_names(classes) if classes is not None else None,
-            config=config,
-        )
-        output.show(result.model_dump(mode="json"), lambda: terminal.show_plan(result, out))
+    result = run(
+        data,
+        annotators=_names(annotators),
+        overlap=overlap,
+        out=out,
+        classes=_names(classes) if classes is not None else None,
+        config=config,
+    )
+    common.show(result.model_dump(mode="json"), lambda: terminal.show_plan(result, out))
 
 
-@agree.command()
+@verb(agree, without=("device",))
 def score(
+    common: Common,
     *,
     files: Annotated[
         list[Path], typer.Argument(metavar="FILES...", help="annotators' CSVs or Label Studio exports")
@@ -177,28 +154,23 @@ def score(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder of the report and the consensus")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
 ) -> None:
     """Measure how far annotators agree: exit code 0 accept, 3 tentative, 4 rewrite the guideline."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import AgreeConfig
+    from holotype.config import AgreeConfig
 
-        config = settings_from(AgreeConfig, recipe=recipe, settings=settings, flags={})
-        need_training_libraries("scoring agreement")
-        from holotype import terminal
-        from holotype.agree.score import score as run
+    config = common.resolve(AgreeConfig)
+    need_training_libraries("scoring agreement")
+    from holotype import terminal
+    from holotype.agree.score import score as run
 
-        result = run(files, plan=plan_file, model=model, out=out, config=config)
-        output.show(result.model_dump(mode="json"), lambda: terminal.show_agreement(result))
+    result = run(files, plan=plan_file, model=model, out=out, config=config)
+    common.show(result.model_dump(mode="json"), lambda: terminal.show_agreement(result))
     raise typer.Exit(result.exit_code)
 
 
-@agree.command()
+@verb(agree, without=("device",))
 def adjudicate(
+    common: Common,
     data: Data,
     *,
     votes: Annotated[
@@ -214,38 +186,33 @@ def adjudicate(
     page: Annotated[bool, typer.Option("--page/--no-page", help="serve it, or only write files")] = True,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open a browser")] = True,
     new_classes: NewClasses = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
 ) -> None:
     """Decide, on a page in the browser, what is in doubt: review sample, disagreements, suspected labels."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from pydantic_core import to_jsonable_python
+    from pydantic_core import to_jsonable_python
 
-        from holotype.config import AgreeConfig
+    from holotype.config import AgreeConfig
 
-        config = settings_from(AgreeConfig, recipe=recipe, settings=settings, flags={})
-        need_training_libraries("relabelling")
-        from holotype import terminal
-        from holotype.agree.adjudicate import adjudicate as run
+    config = common.resolve(AgreeConfig)
+    need_training_libraries("relabelling")
+    from holotype import terminal
+    from holotype.agree.adjudicate import adjudicate as run
 
-        result = run(
-            data,
-            votes=votes or (),
-            plan=plan_file,
-            out=out,
-            config=config,
-            port=port if page else None,
-            open_browser=browser,
-            new_classes=new_classes or (),
-        )
-        output.show(to_jsonable_python(result), lambda: terminal.show_adjudicated(result, data))
+    result = run(
+        data,
+        votes=votes or (),
+        plan=plan_file,
+        out=out,
+        config=config,
+        port=port if page else None,
+        open_browser=browser,
+        new_classes=new_classes or (),
+    )
+    common.show(to_jsonable_python(result), lambda: terminal.show_adjudicated(result, data))
 
 
-@agree.command()
+@verb(agree, without=("device",))
 def apply(
+    common: Common,
     data: Data,
     *,
     decisions: Annotated[
@@ -256,25 +223,19 @@ def apply(
         Path | None, typer.Option("--out", metavar="FILE", help="also write all labels as a .csv")
     ] = None,
     new_classes: NewClasses = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
 ) -> None:
     """Make the decisions a new revision of the labels; the data and earlier revisions are kept."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from pydantic_core import to_jsonable_python
+    from pydantic_core import to_jsonable_python
 
-        from holotype.config import AgreeConfig
+    from holotype.config import AgreeConfig
 
-        config = settings_from(AgreeConfig, recipe=recipe, settings=settings, flags={})
-        need_training_libraries("applying decisions")
-        from holotype import terminal
-        from holotype.agree.apply import apply as run
+    config = common.resolve(AgreeConfig)
+    need_training_libraries("applying decisions")
+    from holotype import terminal
+    from holotype.agree.apply import apply as run
 
-        result = run(data, decisions=decisions, out=out, config=config, new_classes=new_classes or ())
-        output.show(to_jsonable_python(result), lambda: terminal.show_applied(result))
+    result = run(data, decisions=decisions, out=out, config=config, new_classes=new_classes or ())
+    common.show(to_jsonable_python(result), lambda: terminal.show_applied(result))
 
 
 def _names(text: str) -> list[str]:

@@ -8,19 +8,13 @@ from typing import Annotated
 import typer
 
 from holotype.cli.options import (
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Recipe,
+    Common,
     RuntimeName,
-    Set,
     Split,
     Target,
     TrainedOn,
     given,
     need_training_libraries,
-    settings_from,
     verb,
 )
 
@@ -29,8 +23,9 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def explain(
+    common: Common,
     target: Target,
     *,
     paths: Annotated[
@@ -41,38 +36,34 @@ def explain(
     split: Split = None,
     pairs: Annotated[int | None, typer.Option("--pairs", help="confused pairs shown; default 3")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder of the page and the picture")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Show where the network saw a class (Grad-CAM): in confused images, side by side, or in given ones."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        need_training_libraries("explaining")
-        from holotype import terminal
-        from holotype.config import ExplainConfig
-        from holotype.errors import ConfigError
-        from holotype.explain import explain as run
-        from holotype.predict import expand
+    need_training_libraries("explaining")
+    from holotype import terminal
+    from holotype.config import ExplainConfig
+    from holotype.errors import ConfigError
+    from holotype.explain import explain as run
+    from holotype.predict import expand
 
-        flags = given({"split": split, "pairs": pairs})
-        if paths and (flags or data is not None):
-            raise ConfigError(
-                "given images have no split and no pairs",
-                where="--data, --split, --pairs",
-                fix="leave it out",
-            )
-        config = settings_from(ExplainConfig, recipe=recipe, settings=settings, flags=flags)
-        result = run(target, expand(paths) if paths else (), data=data, config=config, out=out, device=device)
-        output.show(result.model_dump(mode="json"), lambda: terminal.show_explanation(result))
+    flags = given({"split": split, "pairs": pairs})
+    if paths and (flags or data is not None):
+        raise ConfigError(
+            "given images have no split and no pairs",
+            where="--data, --split, --pairs",
+            fix="leave it out",
+        )
+    config = common.resolve(ExplainConfig, flags)
+    result = run(
+        target, expand(paths) if paths else (), data=data, config=config, out=out, device=common.device
+    )
+    common.show(result.model_dump(mode="json"), lambda: terminal.show_explanation(result))
     if result.unreadable:
         raise typer.Exit(1)
 
 
-@app.command()
+@verb(app)
 def hard_samples(
+    common: Common,
     target: Target,
     *,
     data: TrainedOn = None,
@@ -85,21 +76,15 @@ def hard_samples(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.csv", help="the list; a page goes beside it")
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """List the images with the highest loss and the training images nearest to them, for train --focus."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        need_training_libraries("finding hard samples")
-        from holotype import terminal
-        from holotype.config import HardSamplesConfig
-        from holotype.hard_samples import hard_samples as run
+    need_training_libraries("finding hard samples")
+    from holotype import terminal
+    from holotype.config import HardSamplesConfig
+    from holotype.hard_samples import hard_samples as run
 
-        flags = given({"split": split, "count": count, "neighbours": neighbours, "runtime": runtime})
-        config = settings_from(HardSamplesConfig, recipe=recipe, settings=settings, flags=flags)
-        result = run(target, data, config=config, out=out, device=device)
-        output.show(result.model_dump(mode="json"), lambda: terminal.show_hard_samples(result))
+    config = common.resolve(
+        HardSamplesConfig, {"split": split, "count": count, "neighbours": neighbours, "runtime": runtime}
+    )
+    result = run(target, data, config=config, out=out, device=common.device)
+    common.show(result.model_dump(mode="json"), lambda: terminal.show_hard_samples(result))

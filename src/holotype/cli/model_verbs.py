@@ -12,20 +12,15 @@ import typer
 
 from holotype.cli.options import (
     SECTIONS,
-    Debug,
-    Device,
-    Json,
-    Output,
-    Quiet,
-    Recipe,
+    Arithmetic,
+    Common,
     Runs,
     RuntimeName,
-    Set,
     Split,
     Target,
+    Threads,
     given,
     need_training_libraries,
-    settings_from,
     verb,
 )
 from holotype.errors import ConfigError
@@ -39,44 +34,39 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def demo(
+    common: Common,
     *,
     data: Annotated[Path, typer.Option("--data", help="where the digits are written")] = Path("digits"),
     runs: Runs = Path("runs"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Train, export, prove and compare a classifier of handwritten digits, in under two minutes."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype import terminal
+    from holotype import terminal
 
-        need_training_libraries("the demo")
-        from holotype.config import TrainConfig
-        from holotype.demo import run_demo
+    need_training_libraries("the demo")
+    from holotype.config import TrainConfig
+    from holotype.demo import run_demo
 
-        flags = {"preset": "probe", "augment": {"flip": 0.0}}
-        config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags, weakest=True)
-        result = run_demo(data=data, runs=runs, config=config, device=device)
-        output.show(
-            {
-                "run": str(result.result.folder),
-                "bundle": str(result.result.best),
-                "openvino": str(result.openvino),
-                "report": str(result.result.folder / "report.html"),
-                "runtimes": [dataclasses.asdict(row) for row in result.rows],
-                "seconds": result.seconds,
-            },
-            lambda: terminal.show_demo(result),
-        )
+    flags = {"preset": "probe", "augment": {"flip": 0.0}}
+    config = common.resolve(TrainConfig, flags, weakest=True)
+    result = run_demo(data=data, runs=runs, config=config, device=common.device)
+    common.show(
+        {
+            "run": str(result.result.folder),
+            "bundle": str(result.result.best),
+            "openvino": str(result.openvino),
+            "report": str(result.result.folder / "report.html"),
+            "runtimes": [dataclasses.asdict(row) for row in result.rows],
+            "seconds": result.seconds,
+        },
+        lambda: terminal.show_demo(result),
+    )
 
 
-@app.command()
+@verb(app, without=("device",))
 def train(
+    common: Common,
     *,
     data: Annotated[
         Path | None,
@@ -102,62 +92,55 @@ def train(
         typer.Option("--cache-limit", metavar="GB", help="pixel cache; default: a fifth of the free disk"),
     ] = None,
     runs: Runs = Path("runs"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="auto (default), cpu, cuda or mps")
     ] = None,
 ) -> None:
     """Train a classifier on a folder of images, ending with runs/NAME/best and a report."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import TrainConfig, merge, parse_assignments
+    from holotype.config import TrainConfig, merge, parse_assignments
 
-        flags = given(
+    flags = given(
+        {
+            "preset": preset,
+            "model": {"name": model, "weights": weights},
+            "fit": {"focus": None if focus is None else str(focus)},
+            "data": {"cache_limit_gb": cache_limit},
+        }
+    )
+    if resume is not None and (common.recipe or name):
+        raise ConfigError(
+            "a resumed run keeps its name and settings",
+            where=f"--resume {resume}",
+            fix="leave --name and --recipe out",
+        )
+    config, changes = None, None
+    if resume is None:
+        config = common.resolve(TrainConfig, flags)
+    else:
+        changes = merge(parse_assignments(common.settings), flags)
+    need_training_libraries("training")
+    from holotype import terminal
+    from holotype.train import train as run
+
+    result = run(data, name=name, config=config, overrides=changes, runs=runs, device=device, resume=resume)
+    if result.first:
+        common.show(
             {
-                "preset": preset,
-                "model": {"name": model, "weights": weights},
-                "fit": {"focus": None if focus is None else str(focus)},
-                "data": {"cache_limit_gb": cache_limit},
-            }
+                "run": str(result.folder),
+                "bundle": {"path": str(result.best), "hash": result.bundle.hash},
+                "interrupted": result.interrupted,
+                "parity": dataclasses.asdict(result.parity),
+                "report": result.report.model_dump(mode="json"),
+            },
+            lambda: terminal.show_report(result.report, result.folder),
         )
-        if resume is not None and (recipe or name):
-            raise ConfigError(
-                "a resumed run keeps its name and settings",
-                where=f"--resume {resume}",
-                fix="leave --name and --recipe out",
-            )
-        config, changes = None, None
-        if resume is None:
-            config = settings_from(TrainConfig, recipe=recipe, settings=settings, flags=flags)
-        else:
-            changes = merge(parse_assignments(settings or []), flags)
-        need_training_libraries("training")
-        from holotype import terminal
-        from holotype.train import train as run
-
-        result = run(
-            data, name=name, config=config, overrides=changes, runs=runs, device=device, resume=resume
-        )
-        if result.first:
-            output.show(
-                {
-                    "run": str(result.folder),
-                    "bundle": {"path": str(result.best), "hash": result.bundle.hash},
-                    "interrupted": result.interrupted,
-                    "parity": dataclasses.asdict(result.parity),
-                    "report": result.report.model_dump(mode="json"),
-                },
-                lambda: terminal.show_report(result.report, result.folder),
-            )
     if result.interrupted:
         raise typer.Exit(130)
 
 
-@app.command()
+@verb(app)
 def evaluate(
+    common: Common,
     target: Target,
     *,
     data: Annotated[
@@ -165,32 +148,28 @@ def evaluate(
     ] = None,
     split: Split = None,
     runtime: RuntimeName = None,
+    threads: Threads = None,
+    precision: Arithmetic = None,
     out: Annotated[Path | None, typer.Option("--out", help="folder for the report")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Measure a bundle on a dataset: metrics with intervals, confusion matrix, worst mistakes."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype import terminal
+    from holotype import terminal
 
-        need_training_libraries("evaluation")
-        from holotype.config import EvaluateConfig
-        from holotype.evaluate import evaluate as run
-        from holotype.evaluate import report_folder
+    need_training_libraries("evaluation")
+    from holotype.config import EvaluateConfig
+    from holotype.evaluate import evaluate as run
+    from holotype.evaluate import report_folder
 
-        flags = given({"split": split, "runtime": runtime})
-        config = settings_from(EvaluateConfig, recipe=recipe, settings=settings, flags=flags)
-        report = run(target, data, config=config, out=out, device=device)
-        folder = out or report_folder(target, Path(report.dataset.path), report.split)
-        output.show(report.model_dump(mode="json"), lambda: terminal.show_report(report, folder))
+    flags = {"split": split, "runtime": runtime, "threads": threads, "precision": precision}
+    config = common.resolve(EvaluateConfig, flags)
+    report = run(target, data, config=config, out=out, device=common.device)
+    folder = out or report_folder(target, Path(report.dataset.path), report.split)
+    common.show(report.model_dump(mode="json"), lambda: terminal.show_report(report, folder))
 
 
-@app.command()
+@verb(app)
 def predict(
+    common: Common,
     target: Target,
     *,
     paths: Annotated[
@@ -199,136 +178,68 @@ def predict(
     style: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, csv or jsonl")] = "table",
     top: Annotated[int | None, typer.Option("--top", help="classes listed per image")] = None,
     runtime: RuntimeName = None,
+    threads: Threads = None,
+    precision: Arithmetic = None,
     show_input: Annotated[
         Path | None,
         typer.Option("--show-input", metavar="FOLDER", help="also write what the model sees, as PNG"),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Classify images. A file that cannot be read becomes a row with its error, and the exit code is 1."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import PredictConfig
+    from holotype.config import PredictConfig
 
-        if style not in ("table", "csv", "jsonl"):
-            raise ConfigError("unknown format", where=f"--format {style}", fix="use table, csv or jsonl")
-        config = settings_from(
-            PredictConfig, recipe=recipe, settings=settings, flags=given({"top": top, "runtime": runtime})
-        )
-        broken = _predict(
-            target, paths, config, style=style, show_input=show_input, output=output, device=device
-        )
+    if style not in ("table", "csv", "jsonl"):
+        raise ConfigError("unknown format", where=f"--format {style}", fix="use table, csv or jsonl")
+    flags = {"top": top, "runtime": runtime, "threads": threads, "precision": precision}
+    config = common.resolve(PredictConfig, flags)
+    broken = _predict(target, paths, config, style=style, show_input=show_input, common=common)
     if broken:
         raise typer.Exit(1)
 
 
-@app.command()
-def export(
-    target: Target,
-    *,
-    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help="onnx or openvino")],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="images for the parity gate; default: the training data")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the new bundle")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-) -> None:
-    """Export a bundle for another runtime; accepted only if real images get the same answers."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import ExportConfig
-        from holotype.export import FORMATS
-        from holotype.export import export as run
-
-        config = settings_from(ExportConfig, recipe=recipe, settings=settings, flags={})
-        if kind not in FORMATS:
-            raise ConfigError("unknown format", where=f"--format {kind}", fix=f"use {' or '.join(FORMATS)}")
-        result = run(target, format=FORMATS[kind], data=data, out=out, config=config)
-        parity = result.parity
-        output.show(
-            {
-                "bundle": {"path": str(result.bundle.path), "hash": result.bundle.hash},
-                "parity": dataclasses.asdict(parity),
-            },
-            lambda: typer.echo(
-                f"{result.bundle.path}\n{parity.candidate} agrees with {parity.reference} on {parity.images}"
-                f" images, probabilities within {parity.largest_difference:.1g}"
-            ),
-        )
-
-
-@app.command()
-def serve(
-    target: Target,
-    *,
-    host: Annotated[str | None, typer.Option("--host", help="address; default 127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="default 8000; 0 takes a free one")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="inference processes; default 1")] = None,
-    runtime: RuntimeName = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-) -> None:
-    """Serve a bundle over HTTP: POST /predict, /livez, /readyz, /info, /docs."""
-    with verb(as_json=False, quiet=quiet, debug=debug):
-        from holotype.serve import ServeSettings, run
-
-        flags = given({"host": host, "port": port, "workers": workers, "runtime": runtime})
-        run(target, settings=settings_from(ServeSettings, recipe=recipe, settings=settings, flags=flags))
-
-
-@app.command()
+@verb(app, without=("settings", "recipe", "device"))
 def models(
+    common: Common,
     pattern: Annotated[
         str | None, typer.Argument(metavar="[PATTERN]", help="a part of timm's names, or with *")
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="measure latency on this machine; remembered")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """List architectures: size, published ImageNet top-1, latency here, and what each is good for."""
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        need_training_libraries("the list of architectures")
-        from holotype import terminal
-        from holotype.catalogue import SOURCE, list_models
+    need_training_libraries("the list of architectures")
+    from holotype import terminal
+    from holotype.catalogue import SOURCE, list_models
 
-        entries = list_models(pattern, measure=measure)
-        output.show(
-            {"models": [dataclasses.asdict(entry) for entry in entries], "top1_source": SOURCE},
-            lambda: terminal.show_models(entries, SOURCE),
-        )
+    entries = list_models(pattern, measure=measure)
+    common.show(
+        {"models": [dataclasses.asdict(entry) for entry in entries], "top1_source": SOURCE},
+        lambda: terminal.show_models(entries, SOURCE),
+    )
 
 
-@app.command()
+@verb(app, without=("quiet", "device"))
 def config(
+    common: Common,
     name: Annotated[str, typer.Argument(metavar="VERB", help=f"one of {', '.join(SECTIONS)}")],
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
-    """Print every setting of a verb: key, type, default and meaning."""
-    with verb(as_json=as_json, quiet=False, debug=debug) as output:
-        from holotype import terminal
-        from holotype.config import settings_of
+    """Print every setting of a verb: key, type, value and meaning.
 
-        if name not in SECTIONS:
-            raise ConfigError("has no settings", where=name, fix=f"use one of {', '.join(SECTIONS)}")
-        module, section = SECTIONS[name]
-        settings = list(settings_of(getattr(importlib.import_module(module), section)))
-        output.show(
-            {"settings": [dataclasses.asdict(setting) for setting in settings]},
-            lambda: terminal.show_settings(settings),
-        )
+    The values are the defaults; with --set or --recipe those that the verb would have then, such as
+    --set preset=thorough.
+    """
+    from holotype import terminal
+    from holotype.config import settings_of
+
+    if name not in SECTIONS:
+        raise ConfigError("has no settings", where=name, fix=f"use one of {', '.join(SECTIONS)}")
+    module, section = SECTIONS[name]
+    settings = list(settings_of(common.resolve(getattr(importlib.import_module(module), section))))
+    common.show(
+        {"settings": [dataclasses.asdict(setting) for setting in settings]},
+        lambda: terminal.show_settings(settings),
+    )
 
 
 def _predict(
@@ -338,8 +249,7 @@ def _predict(
     *,
     style: str,
     show_input: Path | None,
-    output: Output,
-    device: str,
+    common: Common,
 ) -> int:
     """Print answers as they come; returns the number of files without one."""
     from holotype.predict import as_json, expand, save_inputs
@@ -350,7 +260,12 @@ def _predict(
 
     files = expand(paths)
     predictor = load(
-        target, runtime=config.runtime, device=device, limits=Limits(max_pixels=config.max_pixels)
+        target,
+        runtime=config.runtime,
+        precision=config.precision,
+        threads=config.threads,
+        device=common.device,
+        limits=Limits(max_pixels=config.max_pixels),
     )
     if show_input is not None:
         count = len(list(save_inputs(predictor, files, show_input)))
@@ -366,13 +281,13 @@ def _predict(
                 progress.advance()
                 yield prediction
 
-        if output.json:
+        if common.json:
             rows = [as_json(prediction) for prediction in counted()]
         else:
             for line in prediction_lines(counted(), style=style):
                 typer.echo(line)
-    if output.json:
-        output.show({"bundle": predictor.bundle.hash, "results": rows}, lambda: None)
+    if common.json:
+        common.show({"bundle": predictor.bundle.hash, "results": rows}, lambda: None)
     if broken:
         note(f"{broken} of {len(files)} files could not be read")
     return broken

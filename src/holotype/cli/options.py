@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SECTIONS",
+    "Arithmetic",
+    "Common",
     "Data",
-    "Debug",
-    "Device",
-    "Json",
-    "Output",
-    "Quiet",
-    "Recipe",
     "Runs",
     "RuntimeName",
-    "Set",
     "Split",
     "Target",
+    "Threads",
     "TrainedOn",
     "given",
     "need_training_libraries",
-    "settings_from",
     "verb",
 ]
 
@@ -61,17 +58,43 @@ TrainedOn = Annotated[
     typer.Option("--data", metavar="DATA", help="the dataset; default: what the bundle was trained on"),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="auto, train, validation or test")]
-RuntimeName = Annotated[str | None, typer.Option("--runtime", help="auto, torch, onnxruntime or openvino")]
+RuntimeName = Annotated[
+    str | None, typer.Option("--runtime", help="auto, torch, onnxruntime, openvino or tensorrt")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="default: as measured, else all cores")]
+Arithmetic = Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16")]
 Runs = Annotated[Path, typer.Option("--runs", help="where run folders are made")]
 
 Section = TypeVar("Section", bound="BaseModel")
 
+_PREFIX = "common_"  # so that no flag of a verb has the same name inside
+
 
 @dataclass(frozen=True)
-class Output:
-    """What the global flags ask of a verb's result."""
+class Common:
+    """What the global flags of a verb say."""
 
-    json: bool
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    settings: Sequence[str] = ()
+    recipe: Path | None = None
+    device: str = "auto"
+
+    def resolve(
+        self, model: type[Section], flags: Mapping[str, Any] | None = None, *, weakest: bool = False
+    ) -> Section:
+        """Recipe, then --set, then the verb's own flags, where None means that a flag was not given.
+
+        With `weakest`, the flags are defaults that a recipe overrides.
+        """
+        from holotype.config import merge, parse_assignments, read_recipe, resolve_config
+
+        below = read_recipe(self.recipe) if self.recipe is not None else {}
+        assigned, own = parse_assignments(self.settings), given(flags or {})
+        if weakest:
+            return resolve_config(model, recipe=merge(own, below), overrides=assigned)
+        return resolve_config(model, recipe=below, overrides=merge(assigned, own))
 
     def show(self, result: Any, text: Callable[[], None]) -> None:
         """Print the JSON object, or call what prints for people."""
@@ -88,8 +111,11 @@ SECTIONS = {
     "predict": ("holotype.config", "PredictConfig"),
     "explain": ("holotype.config", "ExplainConfig"),
     "hard-samples": ("holotype.config", "HardSamplesConfig"),
+    "compress": ("holotype.config", "CompressConfig"),
     "export": ("holotype.config", "ExportConfig"),
+    "benchmark": ("holotype.config", "BenchmarkConfig"),
     "serve": ("holotype.serve", "ServeSettings"),
+    "compare": ("holotype.config", "CompareConfig"),
     "audit": ("holotype.config", "AuditConfig"),
     "agree": ("holotype.config", "AgreeConfig"),
     "convert": ("holotype.config", "ConvertConfig"),
@@ -97,14 +123,59 @@ SECTIONS = {
 """By verb: the module and name of its settings."""
 
 
+_FLAGS: dict[str, tuple[Any, Any]] = {
+    "json": (Json, False),
+    "quiet": (Quiet, False),
+    "debug": (Debug, False),
+    "settings": (Set, None),
+    "recipe": (Recipe, None),
+    "device": (Device, "auto"),
+}
+"""The global flags: by field of `Common`, what typer reads and the default."""
+
+
+def verb(
+    app: typer.Typer, *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function to `app` as a verb: its first parameter is a `Common`, filled from the global flags.
+
+    `without` are flags that this verb has no use for. Errors become one line and an exit code.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        _, *own = inspect.signature(function).parameters.values()
+        flags = {name: flag for name, flag in _FLAGS.items() if name not in without}
+        parameters = [parameter.replace(annotation=hints[parameter.name]) for parameter in own] + [
+            inspect.Parameter(
+                _PREFIX + name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
+            for name, (kind, default) in flags.items()
+        ]
+
+        def called(**arguments: Any) -> None:
+            said = {name: arguments.pop(_PREFIX + name) for name in flags}
+            common = Common(**{name: value for name, value in said.items() if value is not None})
+            with _errors_in_one_line(quiet=common.quiet, debug=common.debug):
+                function(common, **arguments)
+
+        called.__name__, called.__doc__ = function.__name__, function.__doc__
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        app.command()(called)
+        return function
+
+    return register
+
+
 @contextmanager
-def verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[Output]:
+def _errors_in_one_line(*, quiet: bool, debug: bool) -> Iterator[None]:
     """Apply the global flags, and turn errors into one line and an exit code."""
     from holotype.progress import quiet as quiet_flag
 
     before = quiet_flag.set(quiet)
     try:
-        yield Output(as_json)
+        yield
     except HolotypeError as error:
         if debug:
             raise
@@ -121,7 +192,7 @@ def verb(*, as_json: bool, quiet: bool, debug: bool) -> Iterator[Output]:
         if debug:
             raise
         typer.echo(
-            "holotype: out of memory; use a smaller batch (--set fit.batch_size=8) or image size", err=True
+            "holotype: out of memory; free some, or use smaller images (--set data.size=128)", err=True
         )
         raise typer.Exit(1) from None
     except OSError as error:
@@ -141,25 +212,7 @@ def need_training_libraries(purpose: str) -> None:
         require(module, extra="train", purpose=purpose)
 
 
-def settings_from(
-    model: type[Section],
-    *,
-    recipe: Path | None,
-    settings: list[str] | None,
-    flags: dict[str, Any],
-    weakest: bool = False,
-) -> Section:
-    """Recipe, then --set, then flags; with `weakest`, the flags are defaults that a recipe overrides."""
-    from holotype.config import merge, parse_assignments, read_recipe, resolve_config
-
-    below = read_recipe(recipe) if recipe is not None else {}
-    assigned = parse_assignments(settings or [])
-    if weakest:
-        return resolve_config(model, recipe=merge(flags, below), overrides=assigned)
-    return resolve_config(model, recipe=below, overrides=merge(assigned, flags))
-
-
-def given(flags: dict[str, Any]) -> dict[str, Any]:
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags that were given: None means that a flag was not."""
     result: dict[str, Any] = {}
     for name, value in flags.items():

@@ -9,17 +9,10 @@ from typing import Annotated
 import typer
 
 from holotype.cli.options import (
+    Common,
     Data,
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Recipe,
     Runs,
-    Set,
-    given,
     need_training_libraries,
-    settings_from,
     verb,
 )
 from holotype.errors import require
@@ -29,8 +22,9 @@ __all__ = ["app"]
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def tune(
+    common: Common,
     data: Data,
     *,
     name: Annotated[
@@ -47,41 +41,33 @@ def tune(
         typer.Option("--storage", metavar="URL", help="a database for several machines; default: a file"),
     ] = None,
     runs: Runs = Path("runs"),
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-    settings: Set = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
 ) -> None:
     """Search settings of training by validation, ending with a recipe; the same command goes on with it.
 
     The space is a setting: --set space.fit.layer_decay='{low: 0.7, high: 1}', or a list of choices. Settings
     of every trial begin with train: --set train.preset=fast.
     """
-    with verb(as_json=as_json, quiet=quiet, debug=debug) as output:
-        from holotype.config import TuneConfig
+    from holotype.config import TuneConfig
 
-        flags = given({"trials": trials, "minutes": minutes})
-        config = settings_from(TuneConfig, recipe=recipe, settings=settings, flags=flags)
-        need_training_libraries("a search")
-        require("optuna", extra="train", purpose="a search")
-        from holotype import terminal
-        from holotype.tune import tune as run
+    config = common.resolve(TuneConfig, {"trials": trials, "minutes": minutes})
+    need_training_libraries("a search")
+    require("optuna", extra="train", purpose="a search")
+    from holotype import terminal
+    from holotype.tune import tune as run
 
-        result = run(data, name=name, config=config, runs=runs, storage=storage, device=device)
-        output.show(
-            {
-                "study": str(result.folder),
-                "best": None if result.best is None else dataclasses.asdict(result.best),
-                "trials": [dataclasses.asdict(row) for row in result.trials],
-                "storage": result.storage,
-                "recipe": None if result.recipe is None else str(result.recipe),
-                "report": None if result.report is None else str(result.report),
-                "next": result.next_command,
-                "interrupted": result.interrupted,
-            },
-            lambda: terminal.show_tune(result),
-        )
+    result = run(data, name=name, config=config, runs=runs, storage=storage, device=common.device)
+    common.show(
+        {
+            "study": str(result.folder),
+            "best": None if result.best is None else dataclasses.asdict(result.best),
+            "trials": [dataclasses.asdict(row) for row in result.trials],
+            "storage": result.storage,
+            "recipe": None if result.recipe is None else str(result.recipe),
+            "report": None if result.report is None else str(result.report),
+            "next": result.next_command,
+            "interrupted": result.interrupted,
+        },
+        lambda: terminal.show_tune(result),
+    )
     if result.interrupted:
         raise typer.Exit(130)

@@ -1,12 +1,24 @@
 """Every setting of every verb: frozen sections, presets, recipe files and dotted overrides."""
 
 from holotype.config.auditing import AgreeConfig, AuditConfig, DuplicatesConfig, GatesConfig, HealthConfig
+from holotype.config.compressing import (
+    BenchmarkConfig,
+    BudgetConfig,
+    CompressConfig,
+    Int8Config,
+    MagnitudeConfig,
+    RoundedConfig,
+    StructuredConfig,
+    StudentConfig,
+)
 from holotype.config.data import ConvertConfig, DataConfig
 from holotype.config.judging import (
+    CompareConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
     HardSamplesConfig,
+    PolicyConfig,
     PredictConfig,
 )
 from holotype.config.resolve import (
@@ -49,6 +61,10 @@ __all__ = [
     "AgreeConfig",
     "AuditConfig",
     "AugmentConfig",
+    "BenchmarkConfig",
+    "BudgetConfig",
+    "CompareConfig",
+    "CompressConfig",
     "ConvertConfig",
     "Cosine",
     "DataConfig",
@@ -61,17 +77,23 @@ __all__ = [
     "GatesConfig",
     "HardSamplesConfig",
     "HealthConfig",
+    "Int8Config",
+    "MagnitudeConfig",
     "ModelConfig",
     "MonitorConfig",
     "OneCycle",
     "Optimizer",
     "Plateau",
+    "PolicyConfig",
     "PredictConfig",
     "Preset",
+    "RoundedConfig",
     "Schedule",
     "Setting",
     "Sgd",
     "Step",
+    "StructuredConfig",
+    "StudentConfig",
     "TimmOptimizer",
     "TrainConfig",
     "TuneConfig",

@@ -8,7 +8,45 @@ from pydantic import BaseModel, Field
 
 from holotype.config.data import FROZEN, DataConfig
 
-__all__ = ["EvaluateConfig", "ExplainConfig", "ExportConfig", "HardSamplesConfig", "PredictConfig"]
+__all__ = [
+    "CompareConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "ExportConfig",
+    "HardSamplesConfig",
+    "PolicyConfig",
+    "PredictConfig",
+]
+
+RuntimeChoice = Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+
+_PRECISION = "arithmetic of what is not in integers; auto: as the bundle was accepted"
+_THREADS = "of the runtime; null: as it was measured to be the fastest, else all cores"
+
+
+class PolicyConfig(BaseModel):
+    """When an answer is "not sure"; fitted on validation, and kept in the bundle."""
+
+    model_config = FROZEN
+
+    abstain: Literal["none", "score", "conformal"] = Field(
+        "conformal",
+        description="not sure is an answer; score: below the threshold of its class | conformal: where not"
+        " exactly one class is left open (Sadinle et al. 2019)",
+    )
+    coverage: float = Field(
+        0.95, gt=0, lt=1, description="conformal: share of images whose class is among those left open"
+    )
+    precision: float = Field(
+        0.95, gt=0, lt=1, description="score: share of the answers of a class that are right where sure"
+    )
+    unfamiliar: float | None = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="share of validation images that are called unlike what was learned; null: none ever",
+    )
 
 
 class EvaluateConfig(BaseModel):
@@ -19,9 +57,9 @@ class EvaluateConfig(BaseModel):
     split: Literal["auto", "train", "validation", "test"] = Field(
         "auto", description="auto: test where there is one, else validation"
     )
-    runtime: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
-        "auto", description="what runs the model"
-    )
+    runtime: RuntimeChoice = Field("auto", description="what runs the model")
+    precision: PrecisionChoice = Field("auto", description=_PRECISION)
+    threads: int | None = Field(None, ge=1, description=_THREADS)
     data: DataConfig = DataConfig()
 
 
@@ -31,9 +69,9 @@ class PredictConfig(BaseModel):
     model_config = FROZEN
 
     top: int = Field(5, ge=1, description="classes listed per image")
-    runtime: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
-        "auto", description="what runs the model"
-    )
+    runtime: RuntimeChoice = Field("auto", description="what runs the model")
+    precision: PrecisionChoice = Field("auto", description=_PRECISION)
+    threads: int | None = Field(None, ge=1, description=_THREADS)
     max_pixels: int = Field(50_000_000, gt=0, description="largest image that is decoded, in pixels")
 
 
@@ -43,6 +81,17 @@ class ExportConfig(BaseModel):
     model_config = FROZEN
 
     images: int = Field(128, ge=64, description="real images pushed through both models by the parity gate")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto",
+        description="auto: as it is, of tensorrt fp16 | bf16: of openvino, weights in half precision"
+        " | fp16, int8: of tensorrt",
+    )
+    calibration_images: int = Field(
+        256, ge=8, description="training images that the ranges of an int8 tensorrt graph are read from"
+    )
+    max_batch: int = Field(32, ge=1, description="largest batch of a tensorrt engine")
+    measure: bool = Field(True, description="measure which runtime is the fastest here, for runtime=auto")
+    policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
 
 
@@ -69,7 +118,20 @@ class HardSamplesConfig(BaseModel):
     )
     count: int = Field(50, ge=1, description="hardest images listed")
     neighbours: int = Field(3, ge=1, le=50, description="nearest training images listed for each")
-    runtime: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
-        "auto", description="what runs the model"
+    runtime: RuntimeChoice = Field("auto", description="what runs the model")
+    data: DataConfig = DataConfig()
+
+
+class CompareConfig(BaseModel):
+    """Settings of `compare`."""
+
+    model_config = FROZEN
+
+    split: Literal["auto", "train", "validation", "test"] = Field(
+        "auto", description="auto: test where there is one, else validation"
     )
+    margin: float = Field(
+        1.0, ge=0, le=100, description="loss of accuracy, in points, that is still not worse"
+    )
+    measure: bool = Field(True, description="also measure both in one interleaved run")
     data: DataConfig = DataConfig()

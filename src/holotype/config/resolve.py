@@ -101,24 +101,26 @@ def to_yaml(section: BaseModel) -> str:
     return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False)
 
 
-def settings_of(model: type[BaseModel], *, prefix: str = "") -> Iterator[Setting]:
-    """Every key of a verb, depth first, with type, default and meaning."""
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
+def settings_of(values: BaseModel, *, prefix: str = "") -> Iterator[Setting]:
+    """Every key of a verb, depth first, with type, value and meaning.
+
+    A verb's defaults are the values of its settings resolved from nothing; of sections that were not chosen,
+    such as the other optimizers, the values are their own defaults.
+    """
+    plain = values.model_dump(mode="json")
+    for name, field in type(values).model_fields.items():
+        key, value = f"{prefix}{name}", getattr(values, name)
         choices = _sections(field.annotation)
         if not choices:
-            yield Setting(
-                key,
-                _type_name(field.annotation),
-                json.dumps(field.get_default(call_default_factory=True)),
-                field.description or "",
-            )
+            shown = json.dumps(plain[name])
+            yield Setting(key, _type_name(field.annotation), shown, field.description or "")
         elif len(choices) == 1:
-            yield from settings_of(choices[0], prefix=f"{key}.")
+            yield from settings_of(value if value is not None else choices[0](), prefix=f"{key}.")
         else:
             for choice in choices:
                 kind = choice.model_fields["name"].default
-                for setting in settings_of(choice, prefix=f"{key}."):
+                chosen = value if isinstance(value, choice) else choice()
+                for setting in settings_of(chosen, prefix=f"{key}."):
                     meaning = f"{setting.meaning} ({kind})" if setting.meaning else f"which {name}"
                     yield Setting(setting.key, setting.type, setting.default, meaning, kind)
 
@@ -157,7 +159,7 @@ def _named(settings: Mapping[str, Any], *keys: str) -> Any:
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
     first = error.errors()[0]
-    known = list(dict.fromkeys(setting.key for setting in settings_of(model)))
+    known = list(dict.fromkeys(setting.key for setting in settings_of(model())))
     # A tagged union puts its tag into the location; it is no part of the key.
     parts = [str(part) for part in first["loc"]]
     key = ".".join(part for i, part in enumerate(parts) if not (i and parts[i - 1] in _TAGGED))
@@ -165,7 +167,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
         tags = first["ctx"]
         return ConfigError(f"{tags['tag']!r} is none of {tags['expected_tags']}", where=f"{key}.name")
     if first["type"] == "extra_forbidden" and key in known:
-        kinds = [setting.kind for setting in settings_of(model) if setting.key == key]
+        kinds = [setting.kind for setting in settings_of(model()) if setting.key == key]
         section = key.rpartition(".")[0]
         return ConfigError(
             f"{section}.name={parts[len(section.split('.'))]} has no such setting",

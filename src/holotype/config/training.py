@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from holotype.config.data import FROZEN, DataConfig
+from holotype.config.judging import PolicyConfig
 
 __all__ = [
     "AUGMENT_PRESETS",
@@ -31,6 +32,7 @@ __all__ = [
     "TuneConfig",
 ]
 
+Sigma = Annotated[float, Field(ge=0, le=1)]
 Preset = Literal["probe", "fast", "balanced", "thorough"]
 AugmentPreset = Literal["none", "light", "standard", "strong"]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "ece"]
@@ -91,7 +93,7 @@ class AugmentConfig(BaseModel):
     hue: float = Field(15.0, ge=0, le=180, description="largest turn of the hue, in degrees either way")
     saturation: float = Field(0.3, ge=0, le=1, description="saturation is scaled by up to 1 +- this")
     value: float = Field(0.3, ge=0, le=1, description="brightness (V of HSV) is scaled by up to 1 +- this")
-    noise: tuple[float, float] | None = Field(
+    noise: tuple[Sigma, Sigma] | None = Field(
         (0.01, 0.05), description="range of the Gaussian noise's sigma, in units of white = 1; null: none"
     )
     erasing: float = Field(
@@ -112,6 +114,13 @@ class AugmentConfig(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {**AUGMENT_PRESETS.get(values.get("preset", "standard"), {}), **values}
+
+    @field_validator("noise")
+    @classmethod
+    def _least_first(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"the range goes from {value[0]} down to {value[1]}: give the smaller one first")
+        return value
 
 
 class AdamW(BaseModel):
@@ -220,7 +229,8 @@ class FitConfig(BaseModel):
     unfreeze: int | Literal["auto", "most", "all"] = Field(
         "auto",
         description="how many of the last blocks are fine-tuned; most: the last 60 %; auto: most of"
-        " pretrained weights, all of random ones",
+        " pretrained weights, all of random ones or behind a random first convolution; what is random beside"
+        " pretrained weights is always trained",
     )
     freeze: int | None = Field(
         None, ge=0, description="how many of the first stages stay frozen, instead of fit.unfreeze"
@@ -231,7 +241,7 @@ class FitConfig(BaseModel):
         description="epochs after which one more stage is unfrozen, from the last (Howard & Ruder 2018);"
         " 0: all at once",
     )
-    scale: Annotated[float, Field(gt=0, le=4, allow_inf_nan=False)] | Literal["auto"] = Field(
+    scale: Annotated[float, Field(gt=0, le=4)] | Literal["auto"] = Field(
         "auto",
         description="side of the images while fine-tuning, as a share of data.size: smaller is faster"
         " (Touvron et al. 2019); auto: 0.8 where the network is pretrained and takes any size, else 1",
@@ -239,13 +249,16 @@ class FitConfig(BaseModel):
     scale_start: float | None = Field(
         None,
         gt=0,
+        le=4,
         description="fit.scale of the first epoch; it grows to fit.scale over the first half of the epochs",
     )
     batch_size: int = Field(
         32, ge=1, description="images per optimizer step, over all processes and accumulated parts"
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="images a process computes at once; auto: the most that fits, up to the batch"
+        "auto",
+        description="images a process computes at once; auto: the most that fits, up to the batch. It changes"
+        " rounding only, but for batch norm that learns (freeze_norm=false) and for model.drop_path",
     )
     optimizer: Optimizer = Field(AdamW(), description="adamw | sgd | any of timm's")
     schedule: Schedule = Field(Cosine(), description="cosine | one-cycle | step | plateau")
@@ -262,7 +275,7 @@ class FitConfig(BaseModel):
         "none",
         description="what is done about unequal classes: weights: of the loss | sampler: classes are drawn"
         " equally often | focal: the loss of Lin et al. 2017 | logit-adjust: Menon et al. 2021 | auto: as"
-        " an audit advises",
+        " the audit of this dataset advises, or one would by its defaults",
     )
     focal_gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
     focal_alpha: dict[str, float] | Literal["none", "balanced"] = Field(
@@ -330,11 +343,12 @@ class TrainConfig(BaseModel):
     fit: FitConfig = FitConfig()
     distill: DistillConfig = DistillConfig()
     monitor: MonitorConfig = MonitorConfig()
+    policy: PolicyConfig = PolicyConfig()
 
 
 WITHOUT_EFFECT_ON_RESULTS: dict[str, Any] = {
     "fit": {"micro_batch", "checkpoint_seconds"},
-    "data": {"max_unreadable", "cache_limit_gb"},
+    "data": {"max_unreadable", "cache_limit_gb", "max_unpacked_gb"},
     "monitor": True,
 }
 """Settings of `train` on which no result depends, up to rounding; as `exclude` of `model_dump`."""

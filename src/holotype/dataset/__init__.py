@@ -10,7 +10,7 @@ from holotype.dataset.index import (
     recorded_source,
 )
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
-from holotype.dataset.store import Shape, cache_folder, cache_root, dataset_name
+from holotype.dataset.store import Shape, cache_folder, dataset_name
 from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Split",
     "Unreadable",
     "cache_folder",
-    "cache_root",
     "dataset_name",
     "index_dataset",
     "margin_shape",

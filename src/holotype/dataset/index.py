@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 Rows = npt.NDArray[np.int64]
+
+_HASHED = ("path", "sha256", "label", "split")  # what a dataset is to whoever is trained or judged on it
 
 Instead = Callable[[int, str], int]
 """A row that cannot be read and why → the row to show instead; raises where that goes too far."""
@@ -133,6 +135,23 @@ class Dataset:
         """`uint8[H, W, 3]`, an example at its own size; `ImageError` or OSError where it cannot be read."""
         file, region = file_and_region(path)
         return read_full((self.root / file).read_bytes(), region=region, limits=self.limits)
+
+    def returned_to(self, table: pl.DataFrame) -> Dataset | None:
+        """With the `table` that it had before some of its files could no longer be read, in all its rows.
+
+        None where more has changed than that.
+        """
+        left = table.filter(pl.col("path").is_in(self.table["path"].implode()))
+        if _hash_rows(left, *_HASHED) != self.root_hash:
+            return None
+        known = set(table["path"])
+        return replace(
+            self,
+            classes=tuple(sorted(table["label"].unique())),
+            table=table,
+            root_hash=_hash_rows(table, *_HASHED),
+            unreadable=tuple(file for file in self.unreadable if file.path not in known),
+        )
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images per class and split."""
@@ -268,7 +287,7 @@ def index_dataset(
         spec=spec,
         classes=tuple(sorted(readable["label"].unique())),
         table=readable,
-        root_hash=_hash_rows(readable, "path", "sha256", "label", "split"),
+        root_hash=_hash_rows(readable, *_HASHED),
         unreadable=tuple(Unreadable(path, error) for path, error in bad.iter_rows()),
         ignored=listing.ignored,
         problems=listing.problems,

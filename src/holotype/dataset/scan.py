@@ -18,8 +18,8 @@ import numpy as np
 
 from holotype.dataset.listing import file_and_region
 from holotype.errors import DatasetError, ImageError
+from holotype.machine import available_cores
 from holotype.preprocess import Box, Facts, Limits, Pixels, Preprocess, facts, read_views
-from holotype.runtime import available_cores
 
 __all__ = ["Decoded", "Scanned", "View", "decode_files", "decode_now", "in_workers", "scan_files"]
 
@@ -141,7 +141,7 @@ def in_workers(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Ite
     except BrokenExecutor as error:
         raise DatasetError(
             "a decoding process was killed: the system ran out of memory, or a file crashes the decoder",
-            fix="free memory and run again (what was read is kept only when all is read)",
+            fix="free memory and run again; a run that had begun goes on with: holotype train --resume RUN",
         ) from error
     finally:
         for _, future in pending:

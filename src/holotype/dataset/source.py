@@ -16,9 +16,11 @@ from holotype.dataset.annotations.label_studio import read_label_studio
 from holotype.dataset.annotations.tree import Tree, images_among, list_files, split_of_folders
 from holotype.dataset.annotations.voc import is_voc, read_voc
 from holotype.dataset.annotations.yolo import is_yolo, read_yolo
+from holotype.dataset.archive import ENDINGS, is_archive, unpacked
 from holotype.dataset.boxes import examples_of
 from holotype.dataset.folders import read_folders
 from holotype.dataset.listing import Listing, Problem
+from holotype.dataset.store import cache_folder
 from holotype.dataset.table import read_csv, read_parquet
 from holotype.errors import DatasetError
 from holotype.fields import printable
@@ -62,14 +64,16 @@ def read_source(source: Path, *, config: DataConfig, keep_annotators: bool = Fal
 
     The layout is `config.format`, or told from what is there; `DatasetError` where none fits, or several do.
     Annotators who agree count once, and images they disagree on are problems, unless `keep_annotators`: then
-    there is a record for each annotator.
+    there is a record for each annotator. An archive is read as the folder that it unpacks to.
     """
+    if is_archive(source):
+        source = unpacked(source, folder=cache_folder(source), limit_gb=config.max_unpacked_gb)
     return _nameable(_read(source, config=config, keep_annotators=keep_annotators))
 
 
 def _read(source: Path, *, config: DataConfig, keep_annotators: bool) -> Listing:
     if not source.exists():
-        fix = "give a folder, a table or an annotation file"
+        fix = "give a folder, a table, an annotation file or an archive"
         raise DatasetError("no such dataset", where=source, fix=fix)
     layout = config.format if config.format != "auto" else _told_by_name(source)
     if layout in _UNBOXED:
@@ -116,7 +120,9 @@ def _told_by_name(source: Path) -> str | None:
         return None
     if suffix in (".csv", ".parquet"):
         return suffix[1:]
-    raise DatasetError("is neither a folder nor a .csv, .parquet or .json file", where=source, fix=_FIX)
+    raise DatasetError(
+        f"is neither a folder nor a .csv, .parquet, .json, {', '.join(ENDINGS)} file", where=source, fix=_FIX
+    )
 
 
 def _read_unboxed(source: Path, layout: str, *, config: DataConfig, keep_annotators: bool) -> Listing:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from holotype.bundle import write_text
 from holotype.dataset.scan import View
+from holotype.machine import cache_root
 from holotype.preprocess import Pixels, Preprocess
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "Store",
     "affordable_rows",
     "cache_folder",
-    "cache_root",
     "copy_rows",
     "create_view",
     "dataset_name",
@@ -93,15 +93,6 @@ class Store:
                 yield coming.result()
 
 
-def cache_root() -> Path:
-    """HOLOTYPE_CACHE, or `holotype` in the user's cache folder."""
-    own = os.environ.get("HOLOTYPE_CACHE")
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "holotype"
-
-
 def cache_folder(source: Path) -> Path:
     """Where everything derived from the dataset at `source` is kept: below HOLOTYPE_CACHE or ~/.cache."""
     token = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
@@ -111,9 +102,9 @@ def cache_folder(source: Path) -> Path:
 
 
 def dataset_name(source: Path) -> str:
-    """What to call a dataset: the folder's name, or the file's without its ending."""
+    """What to call a dataset: the folder's name, or the file's without its ending, `.tar.gz` being one."""
     path = source.resolve()
-    return path.name if path.is_dir() else path.stem
+    return path.name if path.is_dir() else path.stem.removesuffix(".tar")
 
 
 def affordable_rows(folder: Path, shapes: Sequence[Shape], *, rows: int, limit_gb: float | None) -> int:

@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from holotype.diagnosis.evidence import Evidence, column, finding_of, percent, standard_error
-from holotype.diagnosis.remedies import cache_size, more_freedom, more_robust, more_variety, round_rate
+from holotype.diagnosis.remedies import (
+    cache_size,
+    cheaper_changes,
+    less_to_read,
+    more_freedom,
+    more_robust,
+    more_variety,
+    round_rate,
+)
 from holotype.report import Finding
 
 __all__ = ["input_bound", "label_noise", "overfitting", "underfitting"]
@@ -138,23 +146,29 @@ def _heavy_tail(evidence: Evidence, losses: npt.NDArray[np.float32]) -> Finding 
 
 
 def input_bound(evidence: Evidence) -> Finding | None:
-    """Time spent on waiting for images, the first epoch aside, which may have to read them."""
+    """Time spent on reading and augmenting, the first epoch aside, which may have to read more."""
     rows = [row for row in evidence.timings if row.get("stage") == "fine-tune"]
     rows = rows[1:] or rows
     seconds = float(np.nansum(column(rows, "seconds")))
-    share = float(np.nansum(column(rows, "data_wait_seconds"))) / seconds if seconds else 0.0
+    waiting, changing = (
+        float(np.nansum(column(rows, name))) / seconds if seconds else 0.0
+        for name in ("data_wait_seconds", "augment_seconds")
+    )
     note, warning = _WAITING
-    if share < note:
+    if waiting + changing < note:
         return None
-    said = f"{percent(share)} of the training time was spent on waiting for images"
+    why = "; the folder of the cache (HOLOTYPE_CACHE) is slower than the network"
     if evidence.uncached:
-        said += f"; {evidence.uncached:,} of them are decoded each time, as the cache may not hold more"
-    else:
-        said += ": the folder of the cache (HOLOTYPE_CACHE) is slower than the network"
+        why = f"; {evidence.uncached:,} of them are decoded each time, as the cache may not hold more"
+    more = [f"data.cache_limit_gb={cache_size(evidence)}"] if evidence.uncached else []
+    parts = ((waiting, more or less_to_read(evidence.config)), (changing, cheaper_changes(evidence.config)))
+    parts = parts if waiting >= changing else parts[::-1]
+    settings = [setting for share, remedy in parts if share >= note / 2 for setting in remedy]
     return finding_of(
         "input-bound",
-        f"{said}.",
-        "The network idles while images are read.",
-        [f"data.cache_limit_gb={cache_size(evidence)}"] if evidence.uncached else [],
-        severity="warning" if share >= warning else "note",
+        f"{percent(waiting)} of the training time was spent on waiting for images and {percent(changing)} on"
+        f" augmenting them{why if waiting >= note / 2 else ''}.",
+        "The network idles while images are read and changed.",
+        list(dict.fromkeys(settings)),
+        severity="warning" if waiting + changing >= warning else "note",
     )

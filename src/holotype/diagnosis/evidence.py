@@ -101,6 +101,8 @@ def suspect_paths(folder: Path, root_hash: str) -> frozenset[str] | None:
 def finding_of(
     name: Fault, evidence: str, meaning: str, settings: Sequence[str], *, severity: str = "warning"
 ) -> Finding:
+    """A finding; one that no setting addresses is a note, for nobody can act on a warning of it."""
+    severity = severity if settings else "note"
     return Finding.model_validate(
         {"name": name, "severity": severity, "evidence": evidence, "meaning": meaning, "settings": settings}
     )

@@ -6,16 +6,20 @@ import math
 
 from holotype.config import TrainConfig
 from holotype.diagnosis.evidence import Evidence
-from holotype.models import has_weights, input_spec
+from holotype.models import has_weights, input_spec, recipe_of
 
 __all__ = [
     "cache_size",
+    "cheaper_changes",
+    "even_rates",
+    "less_to_read",
     "more_freedom",
     "more_robust",
     "more_variety",
     "pretrained_weights",
     "round_rate",
     "slower",
+    "unfrozen",
 ]
 
 
@@ -44,18 +48,51 @@ def more_variety(config: TrainConfig, *, epochs: int | None) -> list[str]:
 
 def more_freedom(config: TrainConfig) -> list[str]:
     """Against underfitting: more that may change, less that hides the images."""
-    settings = ["fit.unfreeze=all"] if config.fit.unfreeze != "all" and config.fit.freeze is None else []
-    settings += ["fit.freeze=0"] if config.fit.freeze else []
+    settings = unfrozen(config)
     settings += ["model.dropout=0.0"] if config.model.dropout > 0 else []
     augment = config.augment
     settings += [f"augment.{name}=0.0" for name in ("mixup", "cutmix") if getattr(augment, name) > 0]
     return [*settings, *(["augment.policy=none"] if augment.policy != "none" else [])]
 
 
+def unfrozen(config: TrainConfig) -> list[str]:
+    """Against what cannot change, where anything cannot."""
+    if config.fit.freeze is not None:
+        return ["fit.freeze=0"] if config.fit.freeze else []
+    return ["fit.unfreeze=all"] if config.fit.unfreeze != "all" else []
+
+
 def pretrained_weights(config: TrainConfig) -> list[str]:
-    """Against what random weights suffer from, where there are others."""
-    fresh = config.model.weights == "none"
-    return ["model.weights=auto"] if fresh and has_weights(config.model.name) else []
+    """Against what random weights suffer from, or those of a file, where there are others."""
+    others = config.model.weights != "auto" and has_weights(config.model.name)
+    return ["model.weights=auto"] if others else []
+
+
+def even_rates(config: TrainConfig) -> list[str]:
+    """Against stages that hardly move: no smaller share of the head's rate than the others have."""
+    held = (("backbone_rate", config.fit.backbone_rate), ("layer_decay", config.fit.layer_decay))
+    return [f"fit.{name}=1.0" for name, value in held if value < 1]
+
+
+def less_to_read(config: TrainConfig) -> list[str]:
+    """Against reading that is too slow though all is cached: fewer images for each shown, a smaller view."""
+    augment, scale = config.augment, config.fit.scale
+    settings = [f"augment.{name}=0.0" for name in ("mixup", "cutmix") if getattr(augment, name) > 0]
+    if augment.crop < 0.8:
+        return [*settings, "augment.crop=0.8"]  # the view has 1 / crop times the area that is shown
+    if isinstance(scale, float) and not recipe_of(config.model.name).fixed_size:
+        settings.append(f"fit.scale={0.8 * scale:.2g}")
+    return settings
+
+
+def cheaper_changes(config: TrainConfig) -> list[str]:
+    """Against augmentation that is too slow: without what takes longest, or else on smaller images."""
+    augment = config.augment
+    settings = ["augment.policy=none"] if augment.policy != "none" else []
+    colours = [name for name in ("hue", "saturation", "value") if getattr(augment, name) > 0]
+    settings += [f"augment.{name}=0.0" for name in colours]
+    settings += ["augment.noise=null"] if augment.noise is not None else []
+    return settings or less_to_read(config)
 
 
 def more_robust(config: TrainConfig) -> list[str]:

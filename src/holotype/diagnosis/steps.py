@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from holotype.config import TrainConfig
 from holotype.diagnosis.evidence import (
     LEAST_EPOCHS,
     Evidence,
@@ -18,7 +19,8 @@ from holotype.diagnosis.evidence import (
     standard_error,
     thirds,
 )
-from holotype.diagnosis.remedies import pretrained_weights, round_rate, slower
+from holotype.diagnosis.remedies import even_rates, pretrained_weights, round_rate, slower, unfrozen
+from holotype.models import DEFAULT
 from holotype.report import Finding
 from holotype.runlog import Row
 
@@ -100,8 +102,7 @@ def rate_too_low(evidence: Evidence) -> Finding | None:
         return None
     fit = evidence.config.fit
     if float(np.nanmedian(column(evidence.finite_steps, "update_ratio/head"))) >= _LOW_RATIO:
-        held = (("backbone_rate", fit.backbone_rate), ("layer_decay", fit.layer_decay))
-        settings = [f"fit.{name}=1.0" for name, value in held if value < 1]
+        settings = even_rates(evidence.config)
         if not settings:
             return None  # the head learns: its rate is not what is too low
         return finding_of(
@@ -173,16 +174,19 @@ def vanishing(evidence: Evidence) -> Finding | None:
     share, name = _weakest(evidence.finite_steps)
     if share >= _VANISHED:
         return None
-    fit = evidence.config.fit
+    config, fit = evidence.config, evidence.config.fit
+    settings = [
+        *(["fit.freeze_norm=false"] if fit.freeze_norm is True else []),
+        *([_SCALE_FREE] if fit.optimizer.name == "sgd" else []),
+        *even_rates(config),
+        *pretrained_weights(config),
+    ]
     return finding_of(
         "vanishing-gradients",
         f"The gradient of {name} has {share:.1g} of the norm of a later stage's.",
         "What the loss asks for does not reach the first layers: they stay as they were.",
-        [
-            *(["fit.freeze_norm=false"] if fit.freeze_norm is True else []),
-            *([_SCALE_FREE] if fit.optimizer.name == "sgd" else []),
-            *pretrained_weights(evidence.config),
-        ],
+        # What is left are units between that large steps have pushed out of where they pass anything on.
+        settings or slower(config, ratio=3e-3),
     )
 
 
@@ -211,11 +215,7 @@ def dead_layer(evidence: Evidence) -> Finding | None:
     if begin < _DEAD:
         how, settings = f"at the start {percent(begin)} were", slower(config, ratio=3e-3)
     else:
-        how = "they were so from the start"
-        settings = [
-            *pretrained_weights(config),
-            *(["fit.freeze_norm=false"] if config.fit.freeze_norm is True else []),
-        ]
+        how, settings = "they were so from the start", _revived(config)
     return finding_of(
         "dead-layer",
         f"{percent(shares[name])} of the units of a layer in {name} give the same output for every image;"
@@ -223,6 +223,19 @@ def dead_layer(evidence: Evidence) -> Finding | None:
         "Such a layer passes nothing on and has no gradient, so it cannot come back by itself.",
         settings,
     )
+
+
+def _revived(config: TrainConfig) -> list[str]:
+    """Against units that are dead from the start: other weights, or inputs that may still change."""
+    fit = config.fit
+    settings = [
+        *pretrained_weights(config),
+        *(["fit.freeze_norm=false"] if fit.freeze_norm is True else []),
+        *unfrozen(config),
+        *(["fit.scale=1.0"] if isinstance(fit.scale, float) and fit.scale < 1 else []),
+    ]
+    other = f"fit.seed={fit.seed + 1}" if config.model.weights == "none" else f"model.name={DEFAULT}"
+    return settings or ([] if other == f"model.name={config.model.name}" else [other])
 
 
 def norm_mismatch(evidence: Evidence) -> Finding | None:
@@ -236,9 +249,9 @@ def norm_mismatch(evidence: Evidence) -> Finding | None:
     name = max(lasting, key=lambda stage: lasting[stage])
     fit = evidence.config.fit
     settings = ["fit.freeze_norm=false"] if fit.freeze_norm is not False else []
-    if name not in by_stage(steps, "gradient_norm"):
-        # What is frozen keeps its statistics too.
-        settings.append("fit.freeze=0" if fit.freeze else "fit.unfreeze=all")
+    if name not in by_stage(steps, "gradient_norm") or evidence.config.model.attention != "none":
+        # What is frozen keeps its statistics too, also around attention modules that are trained.
+        settings += unfrozen(evidence.config)
     settings += ["fit.scale=1.0"] if fit.scale not in ("auto", 1.0) else []
     return finding_of(
         "norm-mismatch",

@@ -13,7 +13,7 @@ from holotype.bundle import write_bytes
 from holotype.explain.contract import Explanation, Shown
 from holotype.fields import printable
 from holotype.preprocess import Pixels
-from holotype.report import data_uri, write_html
+from holotype.report import data_uri, percent, write_html
 
 __all__ = ["Group", "write_page", "write_picture"]
 
@@ -48,7 +48,7 @@ def write_page(file: Path, explanation: Explanation, groups: Sequence[Group]) ->
         file,
         "explain.html.j2",
         package="holotype.explain",
-        filters={"percent": _percent},
+        filters={},
         content={
             "explanation": explanation,
             "groups": [(group, _embedded(group)) for group in groups],
@@ -103,7 +103,7 @@ def _strip(shown: Shown, panels: Pixels) -> Image.Image:
     strip = Image.new("RGB", (3 * _SIDE + 4, size[1] + 20), _PAPER)
     draw, font = ImageDraw.Draw(strip), _font(12)
     captions = [(shown.path.replace("\\", "/").rpartition("/")[2], "", _SOFT)]
-    captions += [(part.label, f" {_percent(part.probability)}", _INK) for part in shown.evidence]
+    captions += [(part.label, f" {percent(part.probability)}", _INK) for part in shown.evidence]
     for column, (panel, (name, value, colour)) in enumerate(zip(panels, captions, strict=True)):
         left = column * (_SIDE + 2)
         strip.paste(Image.fromarray(panel).resize(size, kernel), (left, 0))
@@ -127,7 +127,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib as mpl
 
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"

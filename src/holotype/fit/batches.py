@@ -44,16 +44,20 @@ class Batch:
     """A part of an optimizer step, on the training device.
 
     Images `uint8[N, H, W, 3]`; targets `float32[N, C]`, probabilities; weights `float32[N]`, 1 or 0 for
-    padding; `total` images are in the whole step over all processes; `waited` seconds for the pixels.
+    padding; `shown: int64[M]` are the rows that were read for it, with those that others are mixed with;
+    `total` images are in the whole step over all processes; `waited` seconds for the pixels, and `augmented`
+    seconds until they were changed and mixed.
     """
 
     samples: Samples
+    shown: npt.NDArray[np.int64]
     images: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     total: int
     last: bool
     waited: float
+    augmented: float
 
 
 def feed_epoch(
@@ -85,10 +89,11 @@ def feed_epoch(
         for (_, part, _), other in zip(parts, partners, strict=True)
     ]
     source = feed.dataset.pixels(wanted, shape=feed.view, instead=feed.quarantine)
-    for (step, part, last), mixed, other in zip(parts, mixes, partners, strict=True):
+    for (step, part, last), rows, mixed, other in zip(parts, wanted, mixes, partners, strict=True):
         start = time.perf_counter()
         pixels = torch.from_numpy(next(source))
         waited = time.perf_counter() - start
+        start = _clock(device)
 
         def shown(samples: Samples, images: torch.Tensor) -> torch.Tensor:
             draws = draw(feed.augment, seed=fit.seed, epoch=epoch, samples=samples)
@@ -104,4 +109,14 @@ def feed_epoch(
             images = mix(images, shown(other, pixels[own:]), mixed)
             wished = mix_targets(wished, targets(other), mixed)
         weights = torch.from_numpy(part.weights).to(device)
-        yield Batch(part.samples, images, wished, weights, total=step.images, last=last, waited=waited)
+        yield Batch(
+            part.samples, rows, images, wished, weights, total=step.images, last=last,
+            waited=waited, augmented=_clock(device) - start,
+        )  # fmt: skip
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, read when `device` has done what it was told: a GPU computes while we go on."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

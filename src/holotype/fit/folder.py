@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -12,10 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from holotype.bundle import write_text
+import polars as pl
+
+from holotype.bundle import write_bytes, write_text
 from holotype.config import WITHOUT_EFFECT_ON_RESULTS, TrainConfig, read_recipe, resolve_config, to_yaml
-from holotype.errors import ConfigError, DatasetError
+from holotype.errors import ConfigError, DatasetError, TrainingError
 from holotype.fit.checkpoint import Checkpoint, load_checkpoint
+from holotype.fit.interrupt import terminable
 from holotype.fit.session import Session, open_session
 from holotype.locks import lone
 from holotype.parity import check_enough
@@ -24,7 +28,7 @@ from holotype.runlog import Row, RunLog, create_run
 
 __all__ = ["Run", "alone", "begin_run", "record_end", "resume_run"]
 
-_RUN = "run.json"
+_RUN, _TABLE = "run.json", "images.parquet"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def begin_run(data: Path, config: TrainConfig, *, name: str, runs: Path, device:
     if processes.first:
         write_text(folder / "config.yaml", to_yaml(session.config))
         (folder / "last").mkdir()
+        _remember(folder, session.dataset.table)
         _record(
             folder,
             {
@@ -75,7 +80,8 @@ def _located(config: TrainConfig) -> TrainConfig:
     changed: dict[str, dict[str, str]] = {}
     for section, name in (("fit", "focus"), ("distill", "teacher"), ("model", "weights"), ("data", "images")):
         value = getattr(getattr(config, section), name)
-        if value is not None and Path(value).exists():
+        word = section == "model" and value in ("auto", "none")  # whatever files there are of that name
+        if value is not None and not word and Path(value).exists():
             changed.setdefault(section, {})[name] = str(Path(value).resolve())
     sections = {key: getattr(config, key).model_copy(update=value) for key, value in changed.items()}
     return config.model_copy(update=sections)
@@ -90,7 +96,7 @@ def _continued(config: TrainConfig, overrides: Mapping[str, Any], *, folder: Pat
             "a resumed run keeps its settings",
             where=folder,
             fix="change nothing but fit.micro_batch, fit.checkpoint_seconds, data.max_unreadable,"
-            " data.cache_limit_gb and monitor",
+            " data.cache_limit_gb, data.max_unpacked_gb and monitor",
         )
     return changed
 
@@ -110,7 +116,9 @@ def resume_run(
     # A run that was killed before its first checkpoint begins anew.
     checkpoint = load_checkpoint(folder / "last") if any((folder / "last").glob("checkpoint-*")) else None
     source = Path(data) if data is not None else Path(recorded["data"])
-    session = replace(open_session(source, config, device=device or recorded["device"]), folder=folder)
+    session = open_session(
+        source, config, device=device or recorded["device"], folder=folder, before=_began_with(folder)
+    )
     if session.dataset.root_hash != recorded["root_hash"]:
         unreadable = session.dataset.unreadable
         hint = f" ({unreadable[0].path} cannot be read: {unreadable[0].error})" if unreadable else ""
@@ -126,6 +134,21 @@ def resume_run(
         folder if session.processes.first else None, metrics=rows["metrics"], timings=rows["timings"]
     )
     return Run(session, folder, log, checkpoint)
+
+
+def _remember(folder: Path, table: pl.DataFrame) -> None:
+    """What images the run began with: some of them may not be readable when it is resumed."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer)
+    write_bytes(folder / "last" / _TABLE, buffer.getvalue())
+
+
+def _began_with(folder: Path) -> pl.DataFrame | None:
+    """The images that a run began with; None where it was begun by a version that did not remember them."""
+    try:
+        return pl.read_parquet(folder / "last" / _TABLE)
+    except (OSError, pl.exceptions.PolarsError):
+        return None
 
 
 def _record(folder: Path, content: Mapping[str, Any]) -> None:
@@ -162,7 +185,15 @@ def alone(run: Run) -> Iterator[Path]:
             for left in run.folder.glob(".work-*"):
                 shutil.rmtree(left, ignore_errors=True)  # by a run that was killed
         try:
-            yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=inside, prefix=".work-")))
-        except KeyboardInterrupt:
+            with terminable():
+                yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=inside, prefix=".work-")))
+        except KeyboardInterrupt as error:
+            if run.session.processes.count > 1:
+                # By a launcher too, when another process has died; and only errors are said by all of them.
+                raise TrainingError(
+                    f"process {run.session.processes.rank} of {run.session.processes.count} was told to stop",
+                    fix="if another one died, look at its last message; go on with: holotype train"
+                    f" --resume {run.folder}",
+                ) from error
             note(f"go on with: holotype train --resume {run.folder}")
             raise

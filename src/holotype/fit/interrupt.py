@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM while training: the step is finished and saved; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM while training: the step is finished and saved; a second Ctrl-C stops at once.
+
+SIGTERM is what a job scheduler sends, and a launcher to the processes that are left when one has died.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupt", "interruptible"]
+__all__ = ["Interrupt", "interruptible", "say_the_last_word", "terminable"]
 
 
 class Interrupt:
@@ -44,3 +47,24 @@ def interruptible() -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM raises `KeyboardInterrupt` as Ctrl-C does, so that how to go on can still be said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        # Who has a last word to say keeps it: the process ends anyway.
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, before)
+
+
+def say_the_last_word() -> None:
+    """Let no SIGTERM end this process before it has said its error: a launcher sends one within 0.1 s."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -99,13 +99,18 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_memory(*, micro_batch: int) -> Iterator[None]:
-    """Turn an error for lack of memory into one line that names the remedy."""
+def naming_memory(*, micro_batch: int | None = None) -> Iterator[None]:
+    """Turn an error for lack of memory into one line that names the remedy.
+
+    `micro_batch` images are computed at once where that is a setting; None elsewhere.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
+        if micro_batch is None:
+            raise TrainingError("out of memory", where="train", fix=_SMALLER) from error
         raise TrainingError(
             f"out of memory with {micro_batch} images at once",
             where="fit.micro_batch",
@@ -153,7 +158,9 @@ class _Need:
 
 
 def _bound(classifier: Classifier, config: FitConfig, *, size: Shape) -> _Bound:
-    """From what autograd keeps of one and two images, and the largest output of a layer.
+    """From what autograd keeps of two and three images, and the largest output of a layer.
+
+    Not of one: a batch norm that learns may have one value of it, and no variance.
 
     Beside what is kept, a pass holds a few such outputs at its widest place, and their gradients. The
     factors are measured (docs/decisions.md); of parameters there are gradients and an optimizer's moments,
@@ -161,11 +168,11 @@ def _bound(classifier: Classifier, config: FitConfig, *, size: Shape) -> _Bound:
     """
     device = torch.device("cpu")
     with rehearsal(classifier, config, device=device) as model:
-        kept, widest = zip(*(_kept(model, n, size=size, config=config) for n in (1, 2)), strict=True)
+        kept, widest = zip(*(_kept(model, n, size=size, config=config) for n in (2, 3)), strict=True)
         each, width = kept[1] - kept[0], widest[1] - widest[0]
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return _Bound(
-        fixed=max(kept[0] - each, 0) + 8 * trained + _beside(classifier),
+        fixed=max(kept[0] - 2 * each, 0) + 8 * trained + _beside(classifier),
         each=1.3 * each + 5 * width + _pictures(size),
         least=each + 2 * width + _pictures(size),
     )
@@ -221,6 +228,7 @@ def _probe(classifier: Classifier, config: FitConfig, *, size: Shape, room: floa
     beside = _beside(classifier)
     task = {
         "architecture": classifier.architecture.model_dump(mode="json"),
+        "fresh": sorted(classifier.fresh),
         "config": config.model_dump(mode="json"),
         "size": [size.height, size.width],
         "room": room - beside,
@@ -255,7 +263,9 @@ def _take_probes() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")  # if the system has to kill, then this process
     keep_freed_memory()
     config, device = FitConfig(**task["config"]), torch.device("cpu")
-    with rehearsal(create(Architecture(**task["architecture"])), config, device=device) as model:
+    classifier = create(Architecture(**task["architecture"]))
+    classifier.fresh = frozenset(task["fresh"])
+    with rehearsal(classifier, config, device=device) as model:
         optimizer = build_optimizer(model, config)
         base, needed, done, begun = psutil.Process().memory_info().rss, 0.0, 0, time.monotonic()
         for count in _PROBES:
@@ -270,6 +280,10 @@ def _take_probes() -> None:
                 if out_of_memory(error):
                     return
                 raise
+            except ValueError:
+                if count > 1:
+                    raise
+                continue  # a batch norm with one value and no variance: nobody trains on one image so
             optimizer.zero_grad()
             needed, done = _peak() - base, count
             _say(count, needed)

@@ -52,6 +52,7 @@ _COLUMNS = (
     "update_ratio",
 )
 _ROWS = 30
+_CLOCKED = ("images", "seconds", "waited", "augmented")
 _OF_STAGES = ("gradient_norm", "update_ratio", "dead", "norm_mismatch")
 
 
@@ -61,7 +62,7 @@ class Step:
 
     `loss` is the mean over its `images`, of which `right` were classified rightly; `gradient_norm` that
     before clipping; `rates` are those of the parameter groups; `seconds` is the whole time since the step
-    before, of which `waited` were spent waiting for data.
+    before, of which `waited` were spent waiting for data and `augmented` changing it.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Step:
     images: int
     seconds: float
     waited: float
+    augmented: float
 
     @property
     def taken(self) -> bool:
@@ -173,8 +175,19 @@ class Monitor:
             "seconds": clock["seconds"],
             "images_per_second": clock["images"] / max(clock["seconds"], 1e-9),
             "data_wait_seconds": clock["waited"],
-            "memory_mb": psutil.Process().memory_info().rss / 2**20,
+            "augment_seconds": clock["augmented"],
+            "memory_mb": _memory_mb(),
             **device,
+        }
+
+    @staticmethod
+    def speed(step: Step) -> dict[str, float]:
+        """Curves of a step that belong to the machine, so to no file that equal runs have in common."""
+        return {
+            "images_per_second": step.images / max(step.seconds, 1e-9),
+            "data_wait_seconds": step.waited,
+            "augment_seconds": step.augmented,
+            "memory_mb": _memory_mb(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -228,8 +241,8 @@ class Monitor:
 
     def _count_time(self, step: Step) -> None:
         if self._clock.get("epoch") != step.epoch:
-            self._clock = {"epoch": step.epoch, "images": 0, "seconds": 0.0, "waited": 0.0}
-        for name in ("images", "seconds", "waited"):
+            self._clock = {"epoch": step.epoch, **dict.fromkeys(_CLOCKED, 0.0)}
+        for name in _CLOCKED:
             self._clock[name] += getattr(step, name)
 
     def _count_ratio(self, epoch: int, ratio: float) -> None:
@@ -266,6 +279,11 @@ class Monitor:
                 ratios[f"update_ratio/{name}"] = change / size
         whole = math.hypot(*sizes)
         return {"update_ratio": math.hypot(*changes) / whole, **ratios} if whole > 0 else {}
+
+
+def _memory_mb() -> float:
+    """Resident memory of this process."""
+    return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def _nothing() -> dict[str, float]:

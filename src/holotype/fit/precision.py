@@ -17,9 +17,9 @@ from torch import nn
 from holotype.bundle import write_text
 from holotype.config import FitConfig
 from holotype.dataset import Shape
-from holotype.dataset.store import cache_root
 from holotype.errors import ConfigError
 from holotype.fit.rehearsal import example, rehearsal, step
+from holotype.machine import cache_root
 from holotype.models import Classifier
 from holotype.progress import note
 
@@ -126,9 +126,12 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 
 
 def _affordable(run: Callable[[int], float]) -> int:
-    """On how many images to measure: a network that is slow here is measured on few."""
-    run(1)
-    return min(max(int(1 / run(1)), 2), _BATCH)
+    """On how many images to measure: a network that is slow here is measured on few.
+
+    Never on one: a batch norm that learns may have one value of it, and no variance.
+    """
+    run(2)
+    return min(max(int(2 / run(2)), 2), _BATCH)
 
 
 def _race(runners: dict[str, Callable[[int], float]], *, count: int) -> dict[str, float]:

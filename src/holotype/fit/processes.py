@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed, nn
 
 from holotype.errors import TrainingError
+from holotype.fit.interrupt import say_the_last_word
 from holotype.progress import quiet
 
 __all__ = ["Processes", "join_processes", "losing_none"]
@@ -132,6 +133,7 @@ def losing_none(processes: Processes, *, resume: str) -> Iterator[None]:
         lost = any(sign in text for sign in ("connection", "peer", "timed out", "socket", "gloo", "nccl"))
         if processes.count == 1 or not lost:
             raise
+        say_the_last_word()
         raise TrainingError(
             f"process {processes.rank} of {processes.count} lost another one, which died or was killed",
             fix=f"look at its last message, then {resume}",

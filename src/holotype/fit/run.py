@@ -36,7 +36,10 @@ Watch = Callable[[int, Scores], bool]
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop works on: batches, their size in each epoch, the loss, and the settings."""
+    """What the loop works on: batches, their size in each epoch, the loss, and the settings.
+
+    `folder` is the run's, in the process that writes; `go_on` says in every process how to go on with it.
+    """
 
     config: TrainConfig
     feed: Feed
@@ -44,6 +47,7 @@ class Plan:
     criterion: Criterion
     teacher: Teacher | None
     folder: Path | None
+    go_on: str
 
     @property
     def steps(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from accelerate import Accelerator
 
-from holotype.config import FitConfig, TrainConfig
-from holotype.dataset import Dataset, Shape, open_dataset
+from holotype.config import FitConfig, ModelConfig, TrainConfig
+from holotype.dataset import Dataset, Shape, cache_folder, open_dataset
 from holotype.embeddings import Backbone
 from holotype.fit.batches import Feed
 from holotype.fit.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ from holotype.fit.loop import fine_tune, prepare_tools
 from holotype.fit.memory import keep_freed_memory, naming_memory
 from holotype.fit.optimizer import build_optimizer
 from holotype.fit.processes import Processes, join_processes
-from holotype.fit.quarantine import Quarantine
+from holotype.fit.quarantine import Quarantine, regain
 from holotype.fit.run import Best, Learned, Plan, Position, Tools, Watch
 from holotype.fit.sampling import draw_weights
 from holotype.fit.settings import (
@@ -42,13 +43,14 @@ from holotype.fit.state import restore, save
 from holotype.fit.teacher import Teacher, open_teacher
 from holotype.fit.tracking import check_trackers, log_head, open_accelerator
 from holotype.head import HeadFit, fit_head
-from holotype.imbalance import settle
+from holotype.imbalance import Remedy, read_rule, settle
 from holotype.loss import Criterion, criterion
 from holotype.models import (
     Architecture,
     Classifier,
     architecture_of,
     choose_device,
+    fresh_stem,
     input_spec,
     pretrained,
     set_head,
@@ -68,7 +70,7 @@ class Session:
 
     `config` has no "auto" left that decides a result; `folder` is the run's, None where nothing is to be
     written. `draw_weights: float64[N]` say how often each training image is drawn against the others, None
-    equally.
+    equally. `lost` are rows that could not be read any more when the run was resumed, and why.
     """
 
     config: TrainConfig
@@ -82,6 +84,7 @@ class Session:
     draw_weights: npt.NDArray[np.float64] | None
     criterion: Criterion
     teacher: Teacher | None
+    lost: Mapping[int, str]
 
     @property
     def spec(self) -> Preprocess:
@@ -93,37 +96,59 @@ class Session:
         (view,) = views(self.config, self.spec)
         return view
 
+    @property
+    def untaught(self) -> bool:
+        """Whether images meet random weights first: no head is worth fitting on what these make of them."""
+        return self.config.model.weights == "none" or fresh_stem(self.classifier)
+
     @cached_property
     def quarantine(self) -> Quarantine:
         """The training images that broke since the dataset was read."""
-        return Quarantine(self.dataset, allowed=self.config.data.max_unreadable)
+        return Quarantine(self.dataset, allowed=self.config.data.max_unreadable, lost=self.lost)
 
 
 def open_session(
-    data: Path, config: TrainConfig, *, device: str = "auto", folder: Path | None = None
+    data: Path,
+    config: TrainConfig,
+    *,
+    device: str = "auto",
+    folder: Path | None = None,
+    network: Classifier | None = None,
+    before: pl.DataFrame | None = None,
 ) -> Session:
-    """Read the dataset, build the network and settle what is measured; `HolotypeError` where it cannot be."""
+    """Read the dataset, build the network and settle what is measured; `HolotypeError` where it cannot be.
+
+    `network` is one to go on from, instead of the one that `config.model` names; the dataset must have its
+    number of classes. `before` is the table that the dataset had when the run began which is resumed.
+    """
     keep_freed_memory()
     chosen = choose_device(device)
     processes = join_processes(cpu=chosen.type == "cpu")
     _seed(config.fit)
     spec = input_spec(config.model, config.data)
-    config = settle_untold(config)
+    fresh = network is None and _stem_is_fresh(config.model, spec)
+    asked, config = config, settle_untold(config, fresh_stem=fresh)
     check_trackers(config.monitor.trackers)
     with processes.first_goes_first():
         dataset = open_dataset(data, spec=spec, config=config.data, shapes=views(config, spec))
+    lost: Mapping[int, str] = {}
+    if before is not None:
+        dataset, lost = regain(dataset, before, allowed=config.data.max_unreadable)
     rows, classes = dataset.rows("train"), dataset.classes
     labels = dataset.labels(rows)
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
-    imbalance = settle(config.fit.imbalance, counts)
-    for idle in idle_settings(config, imbalance=imbalance):
+    imbalance = _remedy(config.fit, dataset, counts)
+    for idle in idle_settings(asked, imbalance=imbalance):
         note(idle)
     fit = config.fit.model_copy(update={"imbalance": imbalance})
     # A resumed run is about the labels and splits it began with, whatever was decided since.
     known = config.data.model_copy(update={"revision": dataset.revision})
     config = config.model_copy(update={"data": known, "fit": fit})
-    architecture = architecture_of(config.model, spec, classes=len(classes))
-    classifier, origin = pretrained(architecture, weights=config.model.weights)
+    if network is None:
+        architecture = architecture_of(config.model, spec, classes=len(classes))
+        classifier, origin = pretrained(architecture, weights=config.model.weights)
+    else:
+        architecture, classifier, origin = network.architecture, network, "given"
     # What may refuse its settings is made now: before anything is computed or written.
     drawn = draw_weights(labels, dataset.paths(rows), config=fit, imbalance=imbalance, counts=counts)
     loss = criterion(fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
@@ -146,7 +171,28 @@ def open_session(
         draw_weights=drawn,
         criterion=loss,
         teacher=teacher,
+        lost=lost,
     )
+
+
+def _remedy(fit: FitConfig, dataset: Dataset, counts: npt.NDArray[np.int64]) -> Remedy:
+    """What is done about unequal classes: as asked for, or as an audit of exactly this dataset advises."""
+    rule = read_rule(cache_folder(dataset.source), dataset.root_hash)
+    remedy = settle(fit.imbalance, counts, rule=rule)
+    if fit.imbalance == "auto" and rule is not None:
+        note(f"fit.imbalance=auto: {remedy}, as the audit of this dataset advises (gates.balance={rule:g})")
+    return remedy
+
+
+def _stem_is_fresh(model: ModelConfig, spec: Preprocess) -> bool:
+    """Whether the weights have no first convolution of the size that `model` asks for.
+
+    Only they can tell, and how large images must be read depends on it, before their classes are known.
+    """
+    if model.weights == "none" or model.stem == "standard":
+        return False
+    with torch.random.fork_rng(devices=[]):
+        return fresh_stem(pretrained(architecture_of(model, spec, classes=2), weights=model.weights)[0])
 
 
 def _seed(fit: FitConfig) -> None:
@@ -161,16 +207,17 @@ def learn(
     *,
     log: RunLog | None = None,
     head: HeadFit | None = None,
+    start: Best | None = None,
     checkpoint: Checkpoint | None = None,
     watch: Watch | None = None,
 ) -> Learned:
     """Fit the head and fine-tune, or go on from `checkpoint`; the best weights are in the result.
 
-    `head` is one that was fitted before, on features of this session's classifier.
+    `head` is one that was fitted before, on features of this session's classifier; with `start`, the weights
+    that it has and how they were judged, no head is fitted.
     """
     log = log or RunLog(None)
-    start: Best | None = None
-    if checkpoint is None:
+    if checkpoint is None and start is None:
         start = _start(session, head, log=log)
         if start is not None and watch is not None and session.processes.from_first(watch(0, start.scores)):
             return Learned(start)
@@ -200,8 +247,8 @@ def fit_session_head(session: Session, features: Splits, *, log: RunLog) -> Head
 
 
 def _start(session: Session, head: HeadFit | None, *, log: RunLog) -> Best | None:
-    """The network with a fitted head; None where its weights are random: no head is worth fitting on them."""
-    if session.config.model.weights == "none":
+    """The network with a fitted head; None where none is worth fitting."""
+    if session.untaught:
         return None
     if head is None:
         fitted = None
@@ -252,7 +299,6 @@ def _fine_tune(
     session.classifier.to(session.device).to(memory_format=torch.channels_last)
     if session.config.fit.compile:
         session.classifier.compile()
-    note(apply_freezing(session.classifier, plan.config.fit, epoch=1).summary)
     classes, images = len(session.dataset.classes), len(plan.feed.rows)
     position = Position(
         best=start,
@@ -298,4 +344,5 @@ def _plan(session: Session) -> Plan:
         criterion=session.criterion,
         teacher=session.teacher,
         folder=session.folder if session.processes.first else None,
+        go_on="begin again" if session.folder is None else f"holotype train --resume {session.folder}",
     )

@@ -20,15 +20,19 @@ from holotype.preprocess import Preprocess
 __all__ = ["fit_shape", "fit_shapes", "idle_settings", "settle_measured", "settle_untold", "views"]
 
 
-def settle_untold(config: TrainConfig) -> TrainConfig:
-    """Settings whose "auto" depends on the network and on whether its weights have learned anything."""
-    fresh = config.model.weights == "none"
+def settle_untold(config: TrainConfig, *, fresh_stem: bool = False) -> TrainConfig:
+    """Settings whose "auto" depends on the network and on whether its weights have learned anything.
+
+    With a `fresh_stem` they are as for random weights: what comes after it was trained on other maps.
+    """
+    fresh = config.model.weights == "none" or fresh_stem
     fixed = recipe_of(config.model.name).fixed_size
     fit = config.fit
     if fresh and not fit.epochs:
+        part, setting = ("first convolution", "stem=small") if fresh_stem else ("backbone", "weights=none")
         raise ConfigError(
-            "a head on a backbone of random weights tells nothing",
-            where="model.weights=none with fit.epochs=0",
+            f"a head on a {part} of random weights tells nothing",
+            where=f"model.{setting} with fit.epochs=0",
             fix="use weights, or fine-tune: --preset balanced",
         )
     if fixed and fit.epochs and not {fit.scale, fit.scale_start} <= {"auto", 1.0, None}:
@@ -44,6 +48,13 @@ def settle_untold(config: TrainConfig) -> TrainConfig:
         update["freeze_norm"] = not fresh
     if fit.scale == "auto":
         update["scale"] = 1.0 if fresh or fixed else 0.8
+    scale = update.get("scale", fit.scale)
+    if fit.scale_start is not None and fit.scale_start > scale:
+        raise ConfigError(
+            f"images grow from fit.scale_start={fit.scale_start:g} to fit.scale={scale:g}, which is less",
+            where="fit.scale_start",
+            fix=f"use less than {scale:g}, or set fit.scale too",
+        )
     return config.model_copy(update={"fit": fit.model_copy(update=update)})
 
 
@@ -97,7 +108,9 @@ _OF_FINE_TUNING = (
     "fit.optimizer", "fit.schedule", "fit.unfreeze", "fit.freeze", "fit.gradual", "fit.layer_decay", "fit.l2",
     "fit.backbone_rate", "fit.clip_norm", "fit.ema", "fit.scale", "fit.batch_size", "model.dropout",
     "model.drop_path", "distill.teacher", "augment.mixup", "augment.cutmix", "augment.policy",
-    "augment.erasing",
+    "augment.erasing", "augment.rotation", "augment.crop", "augment.hue", "augment.saturation",
+    "augment.value", "augment.noise", "fit.warmup", "fit.freeze_norm", "fit.patience", "fit.micro_batch",
+    "fit.precision", "fit.compile",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ __all__ = ["COLUMNS", "HardSample", "HardSamples", "Neighbour", "hard_samples"]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-_Near = tuple[tuple[Neighbour, ...], tuple[Neighbour, ...]]
+_Near = tuple[tuple[Neighbour, ...], ...]
 
 
 def hard_samples(
@@ -101,15 +101,16 @@ def _losses(predictions: Predictions) -> npt.NDArray[np.float64]:
 
 
 def _neighbours(dataset: Dataset, embeddings: Floats, rows: Rows, *, count: int) -> list[_Near]:
-    """The nearest training images of each of `rows`, never itself: of any label, and of its own."""
+    """The nearest training images of each of `rows`, never itself: of any label, of its own, of others."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     training = dataset.rows("train")
     likeness = unit[rows] @ unit[training].T
     likeness[rows[:, None] == training] = -np.inf
     same = dataset.labels(rows)[:, None] == dataset.labels(training)
+    kinds = (likeness, np.where(same, likeness, -np.inf), np.where(same, -np.inf, likeness))
     return [
-        (_nearest(dataset, training, row, count=count), _nearest(dataset, training, own, count=count))
-        for row, own in zip(likeness, np.where(same, likeness, -np.inf), strict=True)
+        tuple(_nearest(dataset, training, row, count=count) for row in of_kinds)
+        for of_kinds in zip(*kinds, strict=True)
     ]
 
 
@@ -138,4 +139,5 @@ def _sample(predictions: Predictions, row: int, *, loss: float, near: _Near) -> 
         probability=float(chances[said]),
         neighbours=near[0],
         same_label=near[1],
+        other_label=near[2],
     )

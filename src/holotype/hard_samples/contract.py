@@ -24,8 +24,11 @@ COLUMNS = (
     "hard_margin",
     "hard_label_probability",
     "hard_probability",
+    "other_path",
+    "other_label",
+    "other_similarity",
 )
-"""Of the CSV: a training image, and behind it the hard image of the same label that it is near to."""
+"""Of the CSV: a training image, the hard one of its label that it is near to, and one of another label."""
 
 
 class _Part(BaseModel):
@@ -43,7 +46,7 @@ class Neighbour(_Part):
 class HardSample(_Part):
     """An image that the model does badly on, and what is nearest to it in training, the nearest first.
 
-    `neighbours` have any label, which tells why it is hard; `same_label` have its own.
+    `neighbours` have any label, which tells why it is hard; `same_label` have its own, `other_label` another.
     `loss` is -ln p(label), in nats; `margin` is p(label) less the largest probability of another class, in
     [-1, 1], and below 0 for a wrong answer; `probability` is that of `predicted`.
     """
@@ -57,6 +60,7 @@ class HardSample(_Part):
     probability: Share
     neighbours: tuple[Neighbour, ...]
     same_label: tuple[Neighbour, ...]
+    other_label: tuple[Neighbour, ...]
 
 
 class HardSamples(_Part):
@@ -85,8 +89,9 @@ def to_csv(result: HardSamples) -> str:
     """A row for each hard image and training image of the same label near to it, the hardest first.
 
     `image_path` is always a training image, so `train --focus` takes the file as it is; it counts an image
-    once, however many rows it has. Neighbours of another label are not listed: drawn more often, they would
-    move the boundary the wrong way.
+    once, however many rows it has. The n-th row of a hard image also names, as `other_path`, the n-th nearest
+    training image of another label, for people: nearer than those of its own, it says that the label may be
+    wrong. `train` does not look there: drawn more often, it would move the boundary the wrong way.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -94,6 +99,8 @@ def to_csv(result: HardSamples) -> str:
     for sample in result.samples:
         facts = (sample.loss, sample.margin, sample.label_probability, sample.probability)
         hard = (sample.path, sample.predicted, *(f"{fact:.4f}" for fact in facts))
-        for near in result.listed(sample):
-            writer.writerow((near.path, near.label, f"{near.similarity:.4f}", *hard))
+        others = [(near.path, near.label, f"{near.similarity:.4f}") for near in sample.other_label]
+        for number, near in enumerate(result.listed(sample)):
+            other = others[number] if number < len(others) else ("", "", "")
+            writer.writerow((near.path, near.label, f"{near.similarity:.4f}", *hard, *other))
     return buffer.getvalue()

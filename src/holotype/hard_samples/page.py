@@ -24,7 +24,7 @@ def write_page(file: Path, result: HardSamples, *, thumbnail: Thumbnail) -> None
         file,
         "hard_samples.html.j2",
         package="holotype.hard_samples",
-        filters={"percent": _percent},
+        filters={},
         content={
             "result": result,
             "shown": [(sample, _doubtful(sample)) for sample in shown],
@@ -45,7 +45,3 @@ def _doubtful(sample: HardSample) -> bool:
     return sample.label != sample.predicted and all(
         near.label == sample.predicted for near in sample.neighbours
     )
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"

@@ -18,6 +18,8 @@ from holotype.models.device import choose_device
 from holotype.models.stages import Stage, blocks, stages
 from holotype.models.weights import (
     build,
+    fresh_parts,
+    fresh_stem,
     load_weights,
     open_network,
     pretrained,
@@ -36,6 +38,8 @@ __all__ = [
     "build",
     "choose_device",
     "create",
+    "fresh_parts",
+    "fresh_stem",
     "has_weights",
     "head_of",
     "input_spec",

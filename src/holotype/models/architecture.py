@@ -16,6 +16,7 @@ from holotype.config import DataConfig, ModelConfig
 from holotype.errors import ConfigError, ModelError
 from holotype.models.attention import insert_attention
 from holotype.models.stem import shrink_stem
+from holotype.models.widths import Widths, set_widths
 from holotype.preprocess import Preprocess
 
 __all__ = [
@@ -65,6 +66,7 @@ class Architecture(BaseModel):
     drop_path: float = 0.0
     attention: Literal["none", "se", "eca", "cbam"] = "none"
     stem: Literal["standard", "small"] = "standard"
+    widths: Widths = {}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ class Classifier(nn.Module):
 
     While training, `architecture.dropout` of the embedding is dropped on its way to the head: here rather
     than by timm's `drop_rate`, which some families apply after the embedding, and some inside the backbone.
+    `kept: float[N, D]` are factors drawn elsewhere to do so; without them torch draws.
+
+    `fresh` names the tensors of `network` that are random beside pretrained ones, the head's aside.
     """
 
+    fresh: frozenset[str]
     scale: torch.Tensor
     shift: torch.Tensor
 
@@ -89,17 +95,28 @@ class Classifier(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.network = network
+        self.fresh = frozenset()
         mean, std = torch.tensor(architecture.mean), torch.tensor(architecture.std)
         # (x / 255 - mean) / std as one multiply and one add
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def features(self) -> int:
+        """D, the length of an embedding."""
+        return int(cast("Any", self.network).get_classifier().in_features)
+
+    def forward(
+        self, images: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = images.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
         network = cast("Any", self.network)
         embedding = network.forward_head(network.forward_features(pixels), pre_logits=True)
-        kept = functional.dropout(embedding, self.architecture.dropout, self.training)
-        return network.get_classifier()(kept), embedding
+        if kept is None:
+            seen = functional.dropout(embedding, self.architecture.dropout, self.training)
+        else:
+            seen = embedding * kept
+        return network.get_classifier()(seen), embedding
 
 
 def known_names(pattern: str = "*") -> list[str]:
@@ -146,6 +163,7 @@ def create(architecture: Architecture) -> Classifier:
         shrink_stem(network, name=architecture.name)
     if architecture.attention != "none":
         insert_attention(network, architecture.attention, name=architecture.name)
+    set_widths(network, architecture.widths)
     classifier = Classifier(architecture, network)
     head_of(classifier)
     return classifier
@@ -197,7 +215,7 @@ def input_spec(model: ModelConfig, data: DataConfig) -> Preprocess:
         width=data.size or recipe.width,
         resize="squash" if data.resize == "auto" else data.resize,
         crop_fraction=recipe.crop_fraction,
-        filter=recipe.filter,
+        filter=recipe.filter if data.filter == "auto" else data.filter,
     )
 
 

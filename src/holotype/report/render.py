@@ -14,7 +14,7 @@ from PIL import Image
 from holotype.bundle import write_text
 from holotype.errors import require
 
-__all__ = ["Figure", "data_uri", "embed_figure", "write_html"]
+__all__ = ["Figure", "data_uri", "embed_figure", "percent", "write_html"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ def write_html(
     """Render `template` to `file`, atomically: no request to anywhere, and only our own script may run.
 
     Templates are those of the reports, and before them the files in the folder of `package`, whose pages
-    share style and script with them. Filters `count`, `fixed` and `name` are always there. The template gets
-    `script` and its `script_hash` beside `content`. `MissingExtraError` where Jinja2 is missing.
+    share style and script with them. Filters `count`, `fixed`, `name` and `percent` are always there. The
+    template gets `script` and its `script_hash` beside `content`. `MissingExtraError` where Jinja2 is
+    missing.
     """
     require("jinja2", extra="train", purpose="drawing a report")
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -56,6 +57,7 @@ def write_html(
     environment.filters |= {
         "count": lambda value: f"{value:,}",
         "fixed": lambda value, digits: f"{value:.{digits}f}",
+        "percent": percent,
         "name": lambda path: PurePosixPath(path.replace("\\", "/")).name or path,
         **filters,
     }
@@ -87,3 +89,8 @@ def embed_figure(light: Path, dark: Path | None) -> Figure:
         width=width,
         height=height,
     )
+
+
+def percent(value: float) -> str:
+    """A share as people read it: "93.4 %", never broken across lines."""
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
+
+from holotype.policy import Doubt
 
 __all__ = [
-    "REPLY",
+    "PROBLEM",
     "Answer",
     "Choice",
     "Failed",
-    "Info",
+    "HeatMap",
+    "Moments",
+    "News",
+    "Outcome",
     "Predictions",
     "Problem",
     "Reply",
@@ -20,6 +26,8 @@ __all__ = [
 ]
 
 _FROZEN = ConfigDict(frozen=True)
+
+PROBLEM = "application/problem+json"
 
 
 class Choice(BaseModel):
@@ -31,31 +39,55 @@ class Choice(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
-class Answer(BaseModel):
-    """The most probable class of one image, and the `top` ones, most probable first."""
+class HeatMap(BaseModel):
+    """Where in the image the evidence for the label is: rows of values in [0, 1], over what the model saw."""
 
     model_config = _FROZEN
 
+    method: str = Field(description="cam | grad-cam")
+    grid: tuple[tuple[float, ...], ...]
+
+
+class Answer(BaseModel):
+    """The most probable class of one image, whether the policy stands by it, and the `top` ones."""
+
+    model_config = _FROZEN
+
+    id: str | None = Field(None, description="to name in /feedback")
     label: str
     probability: float = Field(ge=0, le=1)
+    sure: bool
+    doubts: tuple[Doubt, ...] = Field((), description="why it is not sure")
+    left_open: tuple[str, ...] | None = Field(
+        None, description="classes that conformal prediction leaves open"
+    )
+    distance: float | None = Field(None, description="from what was learned; about 1 for an image like that")
     top: tuple[Choice, ...]
+    heat_map: HeatMap | None = None
+    input: str | None = Field(None, description="the pixels that the model saw, a PNG as base64")
 
 
 class Problem(BaseModel):
-    """An HTTP status and a sentence for people."""
+    """An error as RFC 9457 has it."""
 
     model_config = _FROZEN
 
+    type: str = "about:blank"
+    title: str
     status: int
-    message: str
+    detail: str
 
 
 class Failed(BaseModel):
-    """The body of every error, and the result of an image that has no answer."""
+    """The result of an image that has no answer, among others that have."""
 
     model_config = _FROZEN
 
     error: Problem
+
+
+Reply = Answer | Failed
+"""What an inference process answers about one image."""
 
 
 class Predictions(BaseModel):
@@ -68,6 +100,51 @@ class Predictions(BaseModel):
     milliseconds: float = Field(description="from the request's headers to this answer")
 
 
+class Moments(BaseModel):
+    """Milliseconds that an image was waiting, being decoded and being inferred."""
+
+    model_config = _FROZEN
+
+    queued: float
+    decoding: float
+    inferring: float
+
+
+class Outcome(BaseModel):
+    """A reply and what an inference process knows beside it; `brightness` is its pixels' mean, 0 ... 1."""
+
+    model_config = _FROZEN
+
+    reply: Answer | Failed
+    moments: Moments | None = None
+    brightness: float | None = None
+
+
+class Done(BaseModel):
+    """An outcome and the number of its order; None where the image was withdrawn or late, so never run."""
+
+    model_config = _FROZEN
+
+    order: int
+    outcome: Outcome | None
+
+
+class News(BaseModel):
+    """One message of an inference process: orders that it begins to infer, and those that are done.
+
+    `batch` images were inferred together for these; 0 where that was told before.
+    `embeddings` are the sum and the sum of squares of those of `count` images, as base64 of float64[2, D].
+    """
+
+    model_config = _FROZEN
+
+    begun: tuple[int, ...] = ()
+    batch: int = 0
+    done: tuple[Done, ...] = ()
+    embeddings: str | None = None
+    count: int = 0
+
+
 class Served(BaseModel):
     """What an inference process says once it is ready."""
 
@@ -77,25 +154,11 @@ class Served(BaseModel):
     classes: tuple[str, ...]
     preprocess: dict[str, Any]
     runtime: str
+    precision: str
+    max_batch: int
+    heat_maps: str = Field(description="cam | grad-cam | why there are none")
     versions: dict[str, str]
 
 
-class Info(Served):
-    """What is served, and within which limits."""
-
-    workers: int
-    workers_ready: int
-    threads: int
-    waiting: int = Field(description="images admitted and not yet executing")
-    executing: int
-    limits: dict[str, int | float]
-
-
-Reply = Answer | Failed
-"""What an inference process answers about one image."""
-
-REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
-
-
-def failed(status: int, message: str) -> Failed:
-    return Failed(error=Problem(status=status, message=message))
+def failed(status: int, detail: str) -> Failed:
+    return Failed(error=Problem(title=HTTPStatus(status).phrase, status=status, detail=detail))

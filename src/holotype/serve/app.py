@@ -1,119 +1,107 @@
-"""The routes: what a client may ask, and in which words it is answered."""
+"""The ASGI application: every route, behind the doors, observed, with errors in one shape."""
 
 from __future__ import annotations
 
-import asyncio
+import re
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from fastapi import FastAPI, HTTPException, Request
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from holotype.serve.admission import Budget, Job, Line
-from holotype.serve.answers import Answer, Failed, Info, Predictions, Reply, Served, failed
+from holotype.serve.admin import admin_router
+from holotype.serve.answers import Problem, Served
+from holotype.serve.classify import Asked, classify, predict_router
+from holotype.serve.connections import crowded, is_crowded_out
+from holotype.serve.desk import RETRY, Desk, line_is_full
+from holotype.serve.doors import Doors, Keys, is_loopback
+from holotype.serve.feedback import feedback_router
+from holotype.serve.kserve import kserve_router
 from holotype.serve.linger import LingeringClose
-from holotype.serve.pool import Pool
-from holotype.serve.settings import ServeSettings
-from holotype.serve.upload import Upload, read_upload
+from holotype.serve.page import page_router
+from holotype.serve.problems import add_handlers, documented, in_one_shape, problem
+from holotype.serve.telemetry import Telemetry
+from holotype.serve.upload import SmallBodies
 
-__all__ = ["Desk", "create_app"]
+__all__ = ["create_app"]
 
-_RETRY = {"Retry-After": "1"}
-_GONE = 499  # nobody reads it
-
-_BODY = {
-    "required": True,
-    "content": {
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "files": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
-                },
-                "required": ["files"],
-            }
-        },
-    },
-}
+_REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,64}$")
 
 
-@dataclass(eq=False)
-class Desk:
-    """What the routes share: the line, the pool behind it, and whether the door is still open."""
-
-    pool: Pool
-    line: Line
-    settings: ServeSettings
-    budget: Budget
-    draining: bool = False
-    active: int = 0
-    """Requests that were let in and have no response yet."""
-
-    def ready(self) -> Served:
-        """What is served; raises 503 while there is nothing to serve with."""
-        served = self.pool.served
-        if self.draining:
-            raise HTTPException(503, "the server is shutting down", {**_RETRY, "Connection": "close"})
-        if served is None:
-            raise HTTPException(503, "the model is being loaded", _RETRY)
-        if not self.line.workers:
-            raise HTTPException(503, "the inference processes are being restarted", _RETRY)
-        return served
-
-
-def create_app(desk: Desk, *, version: str) -> FastAPI:
-    """The ASGI application. Every error body is `{"error": {"status", "message"}}`."""
+def create_app(desk: Desk, *, keys: Keys) -> ASGIApp:
+    """The ASGI application. Every error body is a `Problem` (RFC 9457)."""
     app = FastAPI(
         title="holotype",
-        version=version,
+        version=desk.telemetry.version,
         description="Image classification. Send the bytes of an image, get its class.",
+        docs_url=None,  # it would fetch its scripts from elsewhere: the page has one of its own
         redoc_url=None,
     )
-    app.add_middleware(LingeringClose, max_bytes=desk.settings.max_body_bytes)
-    app.add_exception_handler(StarletteHTTPException, _say_http_error)
-    app.add_exception_handler(RequestValidationError, _say_invalid)
-    app.add_exception_handler(Exception, _say_internal)
+    add_handlers(app)
     _add_health(app, desk)
-    _add_predict(app, desk)
-    app.openapi = _with_class_count(app.openapi, desk)  # type: ignore[method-assign] # as FastAPI documents
-    return app
+    for router in (predict_router, kserve_router, feedback_router, admin_router, page_router):
+        app.include_router(router(desk))
+    app.openapi = _described(app.openapi, desk)  # type: ignore[method-assign] # as FastAPI documents
+    app.add_middleware(SmallBodies, seconds=desk.settings.upload_seconds)
+    # Around the application, not in it: who is refused passes nothing but these.
+    inside = Doors(_Express(app, desk), keys=keys, loopback=is_loopback(desk.settings.host))
+    bounded = LingeringClose(_Uncrowded(inside), max_bytes=desk.settings.max_body_bytes)
+    return _Observed(bounded, desk.telemetry)
+
+
+class Info(Served):
+    """What is served, and within which limits."""
+
+    models: tuple[str, ...]
+    experiment: str | None
+    workers: int
+    workers_ready: int
+    threads: int
+    waiting: int = Field(description="images admitted and not yet executing")
+    executing: int
+    limits: dict[str, int | float]
+
+
+class Status(BaseModel):
+    """A word about the server."""
+
+    status: str
 
 
 def _add_health(app: FastAPI, desk: Desk) -> None:
     @app.get("/livez", tags=["health"])
-    async def livez() -> dict[str, str]:
+    async def livez() -> Status:
         """The server answers."""
-        return {"status": "alive"}
+        return Status(status="alive")
 
-    @app.get("/readyz", tags=["health"], responses=_documented(503))
-    async def readyz() -> dict[str, str]:
+    @app.get("/readyz", tags=["health"], responses=documented(503))
+    async def readyz() -> Status:
         """Images are being classified; 503 while loading, restarting or shutting down."""
-        desk.ready()
-        return {"status": "ready"}
+        desk.model()
+        return Status(status="ready")
 
-    @app.get("/info", tags=["health"], responses=_documented(503))
+    @app.get("/info", tags=["health"], responses=documented(401, 503))
     async def info() -> Info:
         """What is served, and within which limits."""
-        served, settings = desk.pool.served, desk.settings
-        if served is None:
-            raise HTTPException(503, "the model is being loaded", _RETRY)
+        fleet, settings = desk.fleet, desk.settings
+        served = None if fleet is None else fleet.default.live.served
+        if fleet is None or served is None:
+            raise HTTPException(503, "the model is being loaded", RETRY)
         limits = settings.model_dump(
             include={"queue", "deadline_seconds", "upload_seconds", "max_parts", "max_pixels"}
-            | {"max_body_bytes", "max_held_bytes"}
+            | {"max_body_bytes", "max_held_bytes", "max_head_bytes", "max_connections", "download_seconds"}
         )
         return Info(
             **served.model_dump(),
+            models=tuple(fleet.models),
+            experiment=None if desk.trial is None else desk.trial.experiment,
             workers=settings.workers,
-            workers_ready=desk.line.workers,
+            workers_ready=fleet.default.live.pool.ready,
             waiting=desk.line.waiting,
             executing=desk.line.executing,
             threads=settings.threads_each,
@@ -121,127 +109,106 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
         )
 
 
-def _add_predict(app: FastAPI, desk: Desk) -> None:
-    @app.post(
-        "/predict",
-        tags=["predict"],
-        response_model=Predictions,
-        responses=_documented(400, 408, 413, 415, 422, 429, 500, 503, 504),
-        openapi_extra={"requestBody": _BODY},
-    )
-    async def predict(
-        request: Request,
-        top: Annotated[
-            int | None,
-            Query(ge=1, description="classes to list, at most all; by default five, or all if fewer"),
-        ] = None,
-    ) -> Predictions | Response:
-        """Classify one image (the raw bytes as the body) or several (files of a multipart form).
-
-        One image: an error is the HTTP status. Several: the status is 200, and each result is an answer or
-        an error, in the order of the files.
-        """
-        began = time.perf_counter()
-        served = desk.ready()
-        if desk.line.full:
-            raise _line_is_full()
-        count = _checked_top(top, classes=len(served.classes))
-        desk.active += 1
-        try:
-            async with read_upload(request, settings=desk.settings, budget=desk.budget) as upload:
-                replies = await _classify(upload, desk=desk, top=count, receive=request.receive)
-        except ClientDisconnect:
-            return Response(status_code=_GONE)
-        finally:
-            desk.active -= 1
-        elapsed = 1000 * (time.perf_counter() - began)
-        return Predictions(results=replies, bundle=served.bundle, milliseconds=round(elapsed, 3))
-
-
-def _with_class_count(describe: Callable[[], dict[str, Any]], desk: Desk) -> Callable[[], dict[str, Any]]:
-    """Add to the OpenAPI document what only the loaded bundle knows: the largest `top`."""
+def _described(describe: Callable[[], dict[str, Any]], desk: Desk) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI document with the shape of errors, and with what only the loaded bundles know."""
 
     def described() -> dict[str, Any]:
         document = describe()
-        if served := desk.pool.served:
-            (top,) = document["paths"]["/predict"]["post"]["parameters"]
-            top["schema"] = {"type": "integer", "minimum": 1, "maximum": len(served.classes)}
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        served = None if desk.fleet is None else desk.fleet.default.live.served
+        if desk.fleet is None or served is None:
+            return document
+        schemas["Feedback"]["properties"]["label"]["enum"] = list(served.classes)
+        known = {
+            "top_k": {"type": "integer", "minimum": 1, "maximum": len(served.classes)},
+            "model": {"type": "string", "enum": list(desk.fleet.models)},
+            "name": {"type": "string", "enum": list(desk.fleet.models)},
+        }
+        for path in document["paths"].values():
+            for parameter in (one for operation in path.values() for one in operation.get("parameters", ())):
+                parameter["schema"] = known.get(parameter["name"], parameter["schema"])
         return document
 
     return described
 
 
-def _checked_top(top: int | None, *, classes: int) -> int:
-    if top is not None and top > classes:
-        raise HTTPException(422, f"query.top: there are only {classes} classes")
-    return min(5, classes) if top is None else top
+@dataclass(frozen=True)
+class _Uncrowded:
+    """ASGI middleware: 503 for requests beyond the limit of connections."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (crowded() if is_crowded_out(scope) else self.app)(scope, receive, send)
 
 
-async def _classify(upload: Upload, *, desk: Desk, top: int, receive: Receive) -> list[Reply]:
-    """A reply for each image; where there is only one, its error is raised as the HTTP status."""
-    limit = desk.settings.queue
-    if len(upload.images) > limit:
-        raise HTTPException(413, f"{len(upload.images)} images; no more than {limit} can wait here")
-    deadline = time.monotonic() + desk.settings.deadline_seconds
-    jobs = [Job(image=image, top=top, deadline=deadline) for image in upload.images]
-    if not desk.line.admit(jobs):
-        raise _line_is_full()
-    replies = await _await_replies(jobs, line=desk.line, receive=receive, deadline=deadline)
-    errors = [reply.error for reply in replies if isinstance(reply, Failed)]
-    # A deadline is the request's, not an image's; and a request of one image fails with its image.
-    for error in errors:
-        if error.status == 504 or not upload.several:
-            raise HTTPException(error.status, error.message, _RETRY if error.status == 503 else None)
-    return replies
+@dataclass(frozen=True)
+class _Express:
+    """ASGI middleware: images without a query go to the desk past the framework, as its route would do it.
+
+    Routing them, and checking a query that is not there, costs a quarter of what the front does for an image.
+    Under overload most requests are refused, and what that takes is taken from the answers.
+    """
+
+    app: ASGIApp
+    desk: Desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain = scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST"
+        if not plain or scope["query_string"]:
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = _PREDICT
+        if self.desk.full:
+            # Who passes the headers on writes into their list: each response has one of its own.
+            headers = [*_FULL.raw_headers]
+            await send({"type": "http.response.start", "status": _FULL.status_code, "headers": headers})
+            await send({"type": "http.response.body", "body": _FULL.body, "more_body": False})
+            return
+        request = Request(scope, receive)
+        response = await in_one_shape(request, classify(request, self.desk, Asked()))
+        await response(scope, receive, send)
 
 
-async def _await_replies(
-    jobs: Sequence[Job], *, line: Line, receive: Receive, deadline: float
-) -> list[Answer | Failed]:
-    """Wait for every reply; where time runs out or the client goes, what waits is withdrawn."""
-    replies = asyncio.gather(*(asyncio.wrap_future(job.reply) for job in jobs))
-    gone = asyncio.ensure_future(_until_disconnected(receive))
-    either: set[asyncio.Future[Any]] = {replies, gone}
-    try:
-        await asyncio.wait(either, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
-        if replies.done():
-            return replies.result()
-        if gone.done():
-            raise ClientDisconnect
-        raise HTTPException(504, "no answer within the deadline")
-    finally:
-        line.withdraw(jobs)
-        replies.cancel()
-        gone.cancel()
+@dataclass(frozen=True)
+class _Route:
+    path: str
 
 
-async def _until_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+_PREDICT = _Route("/predict")
+_FULL = problem(429, line_is_full().detail, headers=RETRY)
 
 
-def _line_is_full() -> HTTPException:
-    return HTTPException(429, "too many images are waiting", _RETRY)
+@dataclass(frozen=True)
+class _Observed:
+    """ASGI middleware: an id for each request, its time, its log line."""
 
+    app: ASGIApp
+    telemetry: Telemetry
 
-def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Failed, "description": HTTPStatus(status).phrase} for status in statuses}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        identity = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        status, arm = 500, None
 
+        async def watched(message: Message) -> None:
+            nonlocal status, arm
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-ID"] = identity
+                arm = headers.get("holotype-arm")
+            await send(message)
 
-async def _say_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, StarletteHTTPException)
-    return _say(error.status_code, str(error.detail), headers=error.headers)
-
-
-async def _say_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return _say(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
-
-
-async def _say_internal(_: Request, __: Exception) -> Response:
-    return _say(500, "internal error")
-
-
-def _say(status: int, message: str, *, headers: Any = None) -> Response:
-    return JSONResponse(failed(status, message).model_dump(), status_code=status, headers=headers)
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            # Never the path itself where it is not one of ours: labels must stay few.
+            route = str(getattr(scope.get("route"), "path", "other"))
+            line = {"id": identity, "method": scope["method"], **({"arm": arm} if arm else {})}
+            self.telemetry.request(route, status, time.perf_counter() - began, line)

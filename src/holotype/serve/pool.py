@@ -1,268 +1,251 @@
-"""Inference processes, each with a thread that feeds it, watches it, and replaces it when it dies."""
+"""The inference processes of one bundle: fed from the line, watched, and replaced when they are lost."""
 
 from __future__ import annotations
 
-import contextvars
-import json
-import multiprocessing
-import os
-import signal
-import threading
+import asyncio
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from multiprocessing.shared_memory import SharedMemory
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from holotype import errors
 from holotype.errors import HolotypeError, ServerError
-from holotype.progress import note
+from holotype.progress import warn
 from holotype.serve.admission import Job, Line
-from holotype.serve.answers import REPLY, Reply, Served, failed
+from holotype.serve.answers import News, Served
+from holotype.serve.process import Process, start_process
 from holotype.serve.settings import ServeSettings
-from holotype.serve.worker import Order, order_bytes, run
+from holotype.serve.worker import Assignment
 
 __all__ = ["Pool"]
 
-_LOAD_SECONDS = 120.0
-# How long a death in idleness, or the end of the server, may go unnoticed.
-_GLANCE_SECONDS = 0.2
-# Before one that died is replaced, longer each time it happens again soon.
+_GLANCE_SECONDS = 0.2  # how long an image may be stuck beyond its time before anybody looks
+# Before a process that was lost is replaced, longer each time it happens again soon.
 _PAUSES_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
-_MAX_REPLY_BYTES = 16 * 2**20
+_LONG_LIFE_SECONDS = 10.0
+_CLOSING = "the server is shutting down"
+_ATTEMPTS = 2  # an image that was decoded in a process when it died may be why
 
-
-class _WorkerLostError(Exception):
-    """The process died, hung, or answered nonsense."""
-
-
-@dataclass(frozen=True)
-class _Worker:
-    process: SpawnProcess
-    pipe: Connection
-    slot: SharedMemory
-    served: Served
-
-    @property
-    def alive(self) -> bool:
-        """False once the process has died: nothing but the end of the pipe is readable between jobs."""
-        try:
-            return not self.pipe.poll(0)
-        except OSError:
-            return False
+Listener = Callable[[News], None]
 
 
 class Pool:
-    """The inference processes of one server, fed from `line`.
+    """Processes that answer with one bundle; `served` says what it is, None until the first one is ready.
 
-    `started` has one future for each: what it serves, or the `HolotypeError` that kept it from loading. Only
-    a first load that fails is final; a process lost later is replaced until `close`.
+    Only a first load that fails is final; a process lost later is replaced until `close`. `listener` hears
+    all that the processes say.
     """
 
-    def __init__(self, target: Path, *, settings: ServeSettings, line: Line) -> None:
-        self.started: tuple[Future[Served], ...] = tuple(Future() for _ in range(settings.workers))
-        for one in self.started:
-            one.set_running_or_notify_cancel()  # who waits for it cannot cancel it
-        self._line = line
+    def __init__(
+        self,
+        target: Path,
+        *,
+        settings: ServeSettings,
+        line: Line,
+        background: bool = False,
+    ) -> None:
+        self.served: Served | None = None
+        self.listener: Listener = lambda _: None
+        self.line = line
         self._settings = settings
-        self._order = Order(
+        self._assignment = Assignment(
             target=str(target),
             runtime=settings.runtime,
-            threads=settings.threads_each,
+            precision=settings.precision,
+            threads=settings.threads if settings.workers == 1 else settings.threads_each,
             max_pixels=settings.max_pixels,
+            max_batch=settings.max_batch,
+            max_wait_ms=settings.max_wait_ms,
+            deadline_seconds=settings.deadline_seconds,
+            background=background,
+            log=settings.log,
         )
-        self._threads = [
-            # A copy of the context, so that --quiet holds in the thread too.
-            threading.Thread(
-                target=contextvars.copy_context().run, args=(self._supervise, first), daemon=True
-            )
-            for first in self.started
-        ]
+        self._waiting: deque[Job] = deque()
+        self._ready: list[Process] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
 
     @property
-    def served(self) -> Served | None:
-        """What is served, or None while the first process is loading."""
-        ready = (one for one in self.started if one.done() and one.exception() is None)
-        return next((one.result() for one in ready), None)
+    def ready(self) -> int:
+        """Processes that answer now."""
+        return len(self._ready)
 
-    def start(self) -> None:
-        """Begin to load; returns at once."""
-        for thread in self._threads:
-            thread.start()
+    @property
+    def closing(self) -> bool:
+        """Whether it is being ended, so that what fails now is no fault of the bundle."""
+        return self._closing.is_set()
 
-    def close(self) -> None:
+    @property
+    def processes(self) -> list[int | None]:
+        """Their ids."""
+        return [process.pid for process in self._ready]
+
+    @property
+    def idle(self) -> int:
+        """Of these, those with nothing to do."""
+        return sum(process.idle for process in self._ready)
+
+    async def load(self) -> Served:
+        """Start every process and wait until all are ready; `HolotypeError` says what is wrong."""
+        firsts = [asyncio.get_running_loop().create_future() for _ in range(self._settings.workers)]
+        self._tasks = [asyncio.ensure_future(self._keep_one(first)) for first in firsts]
+        self._tasks.append(asyncio.ensure_future(self._watch()))
+        results = await asyncio.gather(*firsts, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                await self.close()
+                raise result
+        if self.served is None:
+            raise AssertionError("ready without a process")
+        return self.served
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Answer these, which were admitted to the line."""
+        if self.closing:
+            for job in jobs:
+                self._over(job, 503, _CLOSING)
+            return
+        self._waiting.extend(jobs)
+        self._dispatch()
+
+    def withdraw(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits for these any more: those that are not being inferred yet never will be."""
+        left = [job for job in jobs if job.stage == "waiting"]
+        for job in left:
+            self.line.move(job, "over")
+        if left:
+            self._waiting = deque(job for job in self._waiting if job.stage != "over")
+            for process in self._ready:
+                process.withdraw(left)
+
+    async def drain(self) -> None:
+        """Wait until nothing that was submitted is left, no longer than it may take."""
+        limit = time.monotonic() + self._settings.deadline_seconds
+        while (self._waiting or self.idle < self.ready) and time.monotonic() < limit:
+            await asyncio.sleep(_GLANCE_SECONDS / 4)
+
+    async def close(self) -> None:
         """End every process, the stuck ones by force, and wait until they are gone."""
-        self._line.close()
-        for thread in self._threads:
-            thread.join()
+        self._closing.set()
+        for job in self._waiting:
+            self._over(job, 503, _CLOSING)
+        self._waiting.clear()
+        for process in self._ready:
+            if not process.lost.done():
+                process.lost.set_result(_CLOSING)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _supervise(self, first: Future[Served]) -> None:
-        order, failures = self._order, 0
-        while not self._line.closed:
+    def _dispatch(self) -> None:
+        while self._waiting:
+            free = [process for process in self._ready if process.room > 0]
+            if not free:
+                return
+            job = self._waiting[0]
+            if job.deadline <= time.monotonic():
+                self._waiting.popleft()
+                self._over(job, 504, "the deadline passed while the image was waiting")
+                continue
+            for process in sorted(free, key=lambda one: len(one.flights)):
+                first = process.idle
+                if process.give(job, executing=first):
+                    break
+            else:
+                return
+            self._waiting.popleft()
+            if first:  # it has nothing else to do: this one is executed from now on
+                self.line.move(job, "executing")
+
+    def _hear(self, process: Process, news: News) -> None:
+        for number in news.begun:
+            if (flight := process.flights.get(number)) is not None:
+                self.line.move(flight.job, "executing")
+        for done in news.done:
+            job = process.land(done.order)
+            if job is None:
+                continue
+            self.line.move(job, "over")
+            if done.outcome is None:
+                job.fail(504, "the deadline passed while the image was waiting")
+            else:
+                job.settle(done.outcome)
+        if news.done:
+            self._dispatch()
+        self.listener(news)
+
+    def _over(self, job: Job, status: int, detail: str) -> None:
+        self.line.move(job, "over")
+        job.fail(status, detail)
+
+    async def _keep_one(self, first: asyncio.Future[Served]) -> None:
+        """Start a process, and another one whenever it is lost."""
+        failures = 0
+        while not self._closing.is_set():
+            began = time.monotonic()
             try:
-                worker = _start(order, slot_bytes=self._settings.max_body_bytes, line=self._line)
+                reason = await self._live(first)
             except HolotypeError as error:
                 if not first.done():
                     first.set_exception(error)
                     return
                 reason = str(error)
-            else:
-                order = replace(order, bundle_hash=worker.served.bundle)
-                self._line.join()
-                if not first.done():
-                    first.set_result(worker.served)
-                began = time.monotonic()
-                reason = self._employ(worker)
-                failures = 0 if time.monotonic() - began > 10 else failures
-            if not self._line.closed:
-                note(f"an inference process is gone ({reason}); starting another")
-                self._line.rest(seconds=_PAUSES_SECONDS[min(failures, len(_PAUSES_SECONDS) - 1)])
-                failures += 1
+            failures = 0 if time.monotonic() - began > _LONG_LIFE_SECONDS else failures + 1
+            if not self._closing.is_set():
+                warn(f"an inference process is gone ({reason}); starting another")
+                pause = _PAUSES_SECONDS[min(failures, len(_PAUSES_SECONDS)) - 1] if failures else 0.0
+                try:
+                    await asyncio.wait_for(self._closing.wait(), pause)
+                except TimeoutError:
+                    continue
         if not first.done():
             first.set_exception(ServerError("stopped while loading"))
 
-    def _employ(self, worker: _Worker) -> str:
-        """Feed `worker`, which has joined the line, until it is lost or the line closes; returns why."""
+    async def _live(self, first: asyncio.Future[Served]) -> str:
+        """The life of a process; returns why it ended. `HolotypeError` where it never began."""
+        starting = asyncio.ensure_future(
+            start_process(self._assignment, memory_bytes=2 * self._settings.max_body_bytes)
+        )
+        closing = asyncio.ensure_future(self._closing.wait())
         try:
-            while worker.alive and not self._line.closed:
-                job = self._line.take(seconds=_GLANCE_SECONDS)
-                if job is None:
-                    continue
-                if not worker.alive:
-                    self._line.restore(job)
-                    break
-                try:
-                    reply = self._execute(worker, job)
-                except _WorkerLostError as lost:
-                    self._line.done(job, failed(503, "the inference process of this image was lost"))
-                    return str(lost)
-                self._line.done(job, reply)
+            await asyncio.wait({starting, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._line.leave()
-            _stop(worker.process, worker.pipe, worker.slot)
-        return f"exit code {worker.process.exitcode}"
-
-    def _execute(self, worker: _Worker, job: Job) -> Reply:
-        limit = time.monotonic() + self._settings.stuck_seconds
-        try:
-            assert worker.slot.buf is not None
-            worker.slot.buf[: len(job.image)] = job.image
-            worker.pipe.send_bytes(order_bytes(size=len(job.image), top=job.top))
-            while not worker.pipe.poll(_GLANCE_SECONDS):
-                if self._line.closed:
-                    raise _WorkerLostError("the server is shutting down")
-                if time.monotonic() > limit:
-                    raise _WorkerLostError(f"stuck for {self._settings.stuck_seconds:g} seconds")
-            return REPLY.validate_json(worker.pipe.recv_bytes(_MAX_REPLY_BYTES))
-        except (EOFError, OSError) as error:
-            raise _WorkerLostError("it died at work") from error
-        except ValidationError as error:
-            raise _WorkerLostError("it answered nonsense") from error
-
-
-def _start(order: Order, *, slot_bytes: int, line: Line) -> _Worker:
-    """Start a process and wait until it has loaded; `HolotypeError` says why it has not."""
-    slot = _new_slot(slot_bytes)
-    try:
-        process, pipe = _spawn(order, slot=slot)
-        try:
-            served = _wait_loaded(pipe, process, line=line)
-        except HolotypeError:
-            _stop(process, pipe, slot)
-            raise
-    finally:
-        # The process has it open by now, or never will: with no name left, no way of dying can leak it.
-        slot.unlink()
-    return _Worker(process=process, pipe=pipe, slot=slot, served=served)
-
-
-def _spawn(order: Order, *, slot: SharedMemory) -> tuple[SpawnProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=run, args=(theirs, slot.name, order), name="inference", daemon=True)
-    try:
-        with _signals_held():
-            process.start()
-    except OSError as error:
-        pipe.close()
-        slot.close()
-        raise ServerError(f"cannot start an inference process ({error.strerror})") from error
-    finally:
-        theirs.close()  # only the process holds that end, so its death is the end of the pipe
-    return process, pipe
-
-
-def _new_slot(size: int) -> SharedMemory:
-    try:
-        slot = SharedMemory(create=True, size=size)
-        _reserve(slot, size=size)
-    except OSError as error:
-        raise ServerError(
-            f"no shared memory of {size:,} bytes for an inference process ({error.strerror})",
-            fix="free some, enlarge /dev/shm, or lower the number of processes or the body limit",
-        ) from error
-    return slot
-
-
-def _reserve(slot: SharedMemory, *, size: int) -> None:
-    """Claim the memory now: in a full /dev/shm the first write to a promised page kills the writer."""
-    file = Path("/dev/shm") / slot.name  # noqa: S108 - where Linux keeps it, under a name made for us
-    if not file.exists():
-        return
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError:
-        slot.close()
-        slot.unlink()
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _wait_loaded(pipe: Connection, process: SpawnProcess, *, line: Line) -> Served:
-    limit = time.monotonic() + _LOAD_SECONDS
-    while not pipe.poll(_GLANCE_SECONDS):
-        if line.closed:
+            closing.cancel()
+        if self._closing.is_set() and not starting.done():
+            starting.cancel()
             raise ServerError("stopped while loading")
-        if time.monotonic() > limit:
-            raise ServerError(f"an inference process did not load within {_LOAD_SECONDS:g} seconds")
-    try:
-        message = json.loads(pipe.recv_bytes(_MAX_REPLY_BYTES))
-    except (EOFError, OSError) as error:
-        process.join(_GLANCE_SECONDS)
-        raise ServerError(
-            f"an inference process died while loading (exit code {process.exitcode})"
-        ) from error
-    if failure := message.get("kind"):
-        raise getattr(errors, failure, ServerError)(message["message"])
-    return Served.model_validate(message)
+        process = starting.result()
+        process.on_news = self._hear
+        # The same bundle from now on, whatever takes its place on the disk.
+        self._assignment = replace(self._assignment, bundle_hash=process.served.bundle)
+        self.served = self.served or process.served
+        self._ready.append(process)
+        if not first.done():
+            first.set_result(process.served)
+        self._dispatch()
+        reason = await process.lost
+        self._ready.remove(process)
+        self._recover(process)
+        await process.end()
+        return reason
 
+    def _recover(self, process: Process) -> None:
+        """What a lost process was inferring is lost; what it was only given goes to the head of the line."""
+        left = [flight.job for flight in process.flights.values()]
+        process.flights.clear()
+        for job in reversed(left):
+            job.attempts += 1
+            if job.stage == "executing" or (job.stage == "waiting" and job.attempts >= _ATTEMPTS):
+                self._over(job, 503, "the inference process of this image was lost")
+            elif job.stage == "waiting":
+                self._waiting.appendleft(job)
+        self._dispatch()
 
-def _stop(process: SpawnProcess, pipe: Connection, slot: SharedMemory) -> None:
-    """End a process: a closed pipe asks, and a kill follows for one that is stuck."""
-    pipe.close()
-    process.join(1)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    slot.close()
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Processes started within begin with Ctrl-C and SIGTERM held back, until they ignore them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    async def _watch(self) -> None:
+        """Replace a process that makes no progress with an image."""
+        limit = self._settings.stuck_seconds
+        while not self._closing.is_set():
+            try:
+                await asyncio.wait_for(self._closing.wait(), _GLANCE_SECONDS)
+            except TimeoutError:
+                for process in [*self._ready]:
+                    if process.is_stuck(seconds=limit):
+                        process.kill(f"stuck for {limit:g} seconds")

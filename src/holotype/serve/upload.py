@@ -12,13 +12,15 @@ from typing import NamedTuple
 from fastapi import HTTPException, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holotype.serve.admission import Budget
 from holotype.serve.settings import ServeSettings
 
-__all__ = ["Upload", "read_upload"]
+__all__ = ["SmallBodies", "Upload", "read_body", "read_upload"]
 
 _STEP_BYTES = 64 * 1024
+_SMALL_BYTES = 64 * 1024  # of a body without images
 _ANY_HEADER = 32 + zlib.MAX_WBITS  # zlib's code for "gzip or zlib, look at the header"
 
 
@@ -45,6 +47,41 @@ class _Meter:
         self.held += size
 
 
+@dataclass(frozen=True)
+class SmallBodies:
+    """ASGI middleware: what is no image is 64 KiB at most and arrives in `seconds`; else 413 and 408.
+
+    The routes that take images read their bodies themselves, within limits of their own.
+    """
+
+    app: ASGIApp
+    seconds: float
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/predict" or scope["path"].endswith("/infer"):
+            await self.app(scope, receive, send)
+            return
+        deadline = asyncio.get_running_loop().time() + self.seconds
+        held, complete = 0, False
+
+        async def bounded() -> Message:
+            nonlocal held, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _too_slow(self.seconds) from error
+            held += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if held > _SMALL_BYTES:
+                raise HTTPException(413, f"the body is over the limit of {_SMALL_BYTES:,} bytes")
+            return message
+
+        await self.app(scope, bounded, send)
+
+
 @asynccontextmanager
 async def read_upload(
     request: Request, *, settings: ServeSettings, budget: Budget
@@ -54,37 +91,65 @@ async def read_upload(
     Raises `HTTPException`: 400 nothing in it or malformed, 408 too slow, 413 over a limit, 415 an encoding
     that is not undone here, 429 the budget is spent; and `ClientDisconnect` where the client has gone.
     """
+    async with _metered(settings, budget) as meter, _in_time(settings) as timer:
+        content = _content(request, meter=meter)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            upload = await _read_form(request, content, settings=settings)
+        elif image := await _join(content):
+            upload = Upload([image], several=False)
+        else:
+            raise HTTPException(400, "empty body, no image bytes")
+        timer.reschedule(None)  # all is here
+        yield upload
+
+
+@asynccontextmanager
+async def read_body(
+    request: Request, *, settings: ServeSettings, budget: Budget
+) -> AsyncGenerator[bytearray, None]:
+    """The body as it is, within the same limits and with the same errors."""
+    async with _metered(settings, budget) as meter, _in_time(settings) as timer:
+        body = await _join(_content(request, meter=meter))
+        timer.reschedule(None)
+        yield body
+
+
+@asynccontextmanager
+async def _metered(settings: ServeSettings, budget: Budget) -> AsyncGenerator[_Meter, None]:
     meter = _Meter(limit=settings.max_body_bytes, budget=budget)
     try:
-        try:
-            async with asyncio.timeout(settings.upload_seconds):
-                upload = await _read(request, meter=meter, settings=settings)
-        except TimeoutError as error:
-            message = f"the request was not sent within {settings.upload_seconds:g} seconds"
-            raise HTTPException(408, message) from error
-        yield upload
+        yield meter
     finally:
         budget.give_back(meter.held)
 
 
-async def _read(request: Request, *, meter: _Meter, settings: ServeSettings) -> Upload:
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > settings.max_body_bytes:
-        raise HTTPException(413, f"the body is over the limit of {settings.max_body_bytes:,} bytes")
-    content = _content(request, meter=meter)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _read_form(request, content, settings=settings)
-    image = bytearray()
+@asynccontextmanager
+async def _in_time(settings: ServeSettings) -> AsyncGenerator[asyncio.Timeout, None]:
+    """408 for a client that is too slow, until the timer is taken off."""
+    try:
+        async with asyncio.timeout(settings.upload_seconds) as timer:
+            yield timer
+    except TimeoutError as error:
+        raise _too_slow(settings.upload_seconds) from error
+
+
+def _too_slow(seconds: float) -> HTTPException:
+    return HTTPException(408, f"the request was not sent within {seconds:g} seconds")
+
+
+async def _join(content: AsyncGenerator[bytes, None]) -> bytearray:
+    body = bytearray()
     async for chunk in content:
-        image += chunk
-    if not image:
-        raise HTTPException(400, "empty body, no image bytes")
-    return Upload([image], several=False)
+        body += chunk
+    return body
 
 
 def _content(request: Request, *, meter: _Meter) -> AsyncGenerator[bytes, None]:
     """The body without its transfer encoding; every byte of it is counted."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > meter.limit:
+        raise HTTPException(413, f"the body is over the limit of {meter.limit:,} bytes")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("", "identity"):
         return _counted(request.stream(), meter)

@@ -1,0 +1,75 @@
+"""Proof that the graph which was trained is the file which is deployed: both answer the same real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from holotype.compress.trainable import TrainableGraph
+from holotype.dataset import Dataset
+from holotype.errors import ModelError
+from holotype.machine import available_cores
+from holotype.policy import Policy, probabilities
+from holotype.preprocess import Pixels
+from holotype.runtime import load_onnx_model
+
+__all__ = ["LEAST_AGREEMENT", "Proof", "prove"]
+
+LEAST_AGREEMENT = 0.995
+"""Share of labels that must be equal; one image may differ even where it is a larger share."""
+
+_LEAST_IMAGES = 200
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Proof:
+    """On so many images: the share of equal labels, and the largest difference of any probability."""
+
+    images: int
+    agreement: float
+    shift: float
+
+
+def prove(graph: TrainableGraph, model: onnx.ModelProto, dataset: Dataset) -> Proof:
+    """Compare `graph` in torch with `model`, the file it was written to, in onnxruntime.
+
+    On all images of validation; where they are fewer than 200, also on some of training. `ModelError` where
+    less than `LEAST_AGREEMENT` of the labels are equal, as on a CPU whose 8-bit sums saturate.
+    """
+    runtime = load_onnx_model(model, threads=available_cores())
+    device = next(graph.parameters()).device
+    mine, theirs = [], []
+    for images in _images(dataset):
+        with torch.no_grad():
+            mine.append(graph(torch.from_numpy(images).to(device))[0].cpu().numpy())
+        theirs.append(runtime.run(images).logits)
+    trained, written = (probabilities(np.concatenate(said), policy=Policy()) for said in (mine, theirs))
+    equal = trained.argmax(axis=1) == written.argmax(axis=1)
+    proof = Proof(len(equal), float(equal.mean()), float(np.abs(trained - written).max()))
+    # Also true of answers that are no numbers.
+    if not proof.shift <= 1 or (~equal).sum() > max(1, (1 - LEAST_AGREEMENT) * len(equal)):
+        raise ModelError(
+            f"the file gives other labels than the graph that was trained: {proof.agreement:.2%} of"
+            f" {proof.images} are equal (limit {LEAST_AGREEMENT:.1%}), probabilities differ by"
+            f" {proof.shift:.2g} at most",
+            fix="leave qat out of methods",
+        )
+    return proof
+
+
+def _images(dataset: Dataset) -> Iterator[Pixels]:
+    rows = _rows(dataset)
+    return dataset.pixels([rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)])
+
+
+def _rows(dataset: Dataset) -> npt.NDArray[np.int64]:
+    rows, more = dataset.rows("validation"), dataset.rows("train")
+    lacking = min(max(_LEAST_IMAGES - len(rows), 0), len(more))
+    places = np.linspace(0, len(more) - 1, lacking).round().astype(np.int64)
+    return np.concatenate([rows, more[places]])
