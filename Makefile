@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+# A process of tests for each core; threads that wait for work must not take the other one's core meanwhile.
+BESIDE := OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+
 .PHONY: demo test test-slow check format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/holotype demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest -m "not slow"
+	$(BESIDE) -m "not slow"
 
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/pytest -m slow
+	$(BESIDE) -m "slow and not alone"
+	$(BIN)/pytest -m "slow and alone"
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

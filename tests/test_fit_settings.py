@@ -106,6 +106,8 @@ class TestRefusals:
             {"fit": {"scale_start": 5.0}},
             {"fit": {"l2": math.inf}},
             {"fit": {"logit_tau": math.nan}},
+            {"fit": {"focal_alpha": {"boot": 0.0}}},
+            {"fit": {"focal_alpha": {"boot": math.nan}}},
             {"fit": {"focus_weight": math.inf}},
             {"fit": {"optimizer": {"learning_rate": math.inf}}},
             {"fit": {"optimizer": {"name": "sgd", "weight_decay": math.inf}}},

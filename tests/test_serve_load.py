@@ -16,7 +16,7 @@ from PIL import Image
 
 from servers import Server, serving, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PEAK_SECONDS, OVERLOAD_SECONDS, FACTOR = 5.0, 20.0, 4
 

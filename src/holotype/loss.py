@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -45,7 +44,7 @@ def criterion(
     - logit-adjust: prior = n_c / N and tau of `config` (Menon et al. 2021), in the loss only, and u = softmax
       (tau log prior). Evenly smoothed, a rare class must be likelier everywhere than it is, which the
       adjustment would multiply by 1 / prior; so it stays a constant that changes no answer.
-    `ConfigError` where `config.focal_alpha` names other classes than `classes` or is no positive number.
+    `ConfigError` where `config.focal_alpha` names other classes than `classes`.
     """
     weights = np.ones(len(counts))
     if imbalance == "weights":
@@ -111,9 +110,4 @@ def _focal_alpha(
     if wrong:
         verb = "lacks the class" if wrong[0] in classes else "names what is no class:"
         raise ConfigError(f"{verb} {wrong[0]!r}", where="fit.focal_alpha", fix="give each class one weight")
-    bad = [name for name in classes if not 0 < alpha[name] < math.inf]
-    if bad:
-        raise ConfigError(
-            f"{alpha[bad[0]]} is no weight for {bad[0]!r}", where="fit.focal_alpha", fix="use numbers above 0"
-        )
     return np.array([alpha[name] for name in classes])

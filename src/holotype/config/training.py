@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from holotype.config.data import FROZEN, DataConfig
 from holotype.config.judging import PolicyConfig
@@ -278,7 +278,7 @@ class FitConfig(BaseModel):
         " the audit of this dataset advises, or one would by its defaults",
     )
     focal_gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
-    focal_alpha: dict[str, float] | Literal["none", "balanced"] = Field(
+    focal_alpha: dict[str, PositiveFloat] | Literal["none", "balanced"] = Field(
         "none", description="weight of each class in the focal loss; balanced: by inverse frequency"
     )
     logit_tau: float = Field(1.0, ge=0, description="strength of the logit adjustment")
