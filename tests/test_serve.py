@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import itertools
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +417,43 @@ def test_full_line_is_told_before_the_body(small: Server) -> None:
         assert small.client.get("/livez").status_code == 200
         assert small.client.get("/readyz").status_code == 200
     assert [one.result().status_code for one in asked] == [200] * 5
+
+
+@contextmanager
+def _refused_early(server: Server, head: bytes) -> Iterator[socket.socket]:
+    """A connection whose request was refused by its head, at a stalled model with a full line."""
+    with stalled(*server.workers):
+        asked = [server.send(picture()) for _ in range(5)]
+        server.wait_waiting(4)
+        with _connect(server) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n")
+            received = connection.recv(65_536)
+            assert received.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+            assert b"\r\nx-request-id: mine\r\n" in received.lower()
+            assert json.loads(received.partition(b"\r\n\r\n")[2])["status"] == 429
+            yield connection
+    assert [one.result().status_code for one in asked] == [200] * 5
+
+
+def test_a_refused_client_may_ask_again(small: Server) -> None:
+    before = small.client.get("/metrics").text
+    with _refused_early(small, b"X-Request-ID: mine\r\nContent-Length: 9999\r\n") as connection:
+        connection.sendall(b"x" * 9999 + b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'{"status":"alive"}' in _until_closed(connection)
+    line = 'holotype_requests_total{route="/predict",status="429"}'
+    assert _metric(small.client.get("/metrics").text, line) == _metric(before, line) + 1
+
+
+def test_what_a_refused_client_still_sends_is_bounded(small: Server) -> None:
+    endless = (b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 6000  # far more than two sockets hold
+    with _refused_early(small, b"X-Request-ID: mine\r\nTransfer-Encoding: chunked\r\n") as connection:
+        connection.settimeout(LIVENESS)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(endless)
+
+
+def _metric(text: str, line: str) -> float:
+    return next((float(one.split()[-1]) for one in text.splitlines() if one.startswith(line)), 0.0)
 
 
 def test_several_images_are_admitted_whole_or_not_at_all(small: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 import uuid
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from holotype.serve.admin import admin_router
 from holotype.serve.answers import Problem, Served
 from holotype.serve.classify import Asked, classify, predict_router
-from holotype.serve.connections import crowded, is_crowded_out
+from holotype.serve.connections import Shed, crowded, is_crowded_out
 from holotype.serve.desk import RETRY, Desk, line_is_full
 from holotype.serve.doors import Doors, Keys, is_loopback
 from holotype.serve.feedback import feedback_router
@@ -33,8 +34,11 @@ __all__ = ["create_app"]
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,64}$")
 
 
-def create_app(desk: Desk, *, keys: Keys) -> ASGIApp:
-    """The ASGI application. Every error body is a `Problem` (RFC 9457)."""
+def create_app(desk: Desk, *, keys: Keys) -> tuple[ASGIApp, Shed]:
+    """The ASGI application, and what refuses requests by their heads alone while the line is full.
+
+    Every error body is a `Problem` (RFC 9457).
+    """
     app = FastAPI(
         title="holotype",
         version=desk.telemetry.version,
@@ -49,9 +53,9 @@ def create_app(desk: Desk, *, keys: Keys) -> ASGIApp:
     app.openapi = _described(app.openapi, desk)  # type: ignore[method-assign] # as FastAPI documents
     app.add_middleware(SmallBodies, seconds=desk.settings.upload_seconds)
     # Around the application, not in it: who is refused passes nothing but these.
-    inside = Doors(_Express(app, desk), keys=keys, loopback=is_loopback(desk.settings.host))
-    bounded = LingeringClose(_Uncrowded(inside), max_bytes=desk.settings.max_body_bytes)
-    return _Observed(bounded, desk.telemetry)
+    doors = Doors(_Express(app, desk), keys=keys, loopback=is_loopback(desk.settings.host))
+    bounded = LingeringClose(_Uncrowded(doors), max_bytes=desk.settings.max_body_bytes)
+    return _Observed(bounded, desk.telemetry), _shedding(desk, doors)
 
 
 class Info(Served):
@@ -148,27 +152,47 @@ class _Express:
     """ASGI middleware: images without a query go to the desk past the framework, as its route would do it.
 
     Routing them, and checking a query that is not there, costs a quarter of what the front does for an image.
-    Under overload most requests are refused, and what that takes is taken from the answers.
     """
 
     app: ASGIApp
     desk: Desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain = scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST"
-        if not plain or scope["query_string"]:
+        if not _is_plain(scope):
             await self.app(scope, receive, send)
             return
         scope["route"] = _PREDICT
-        if self.desk.full:
-            # Who passes the headers on writes into their list: each response has one of its own.
-            headers = [*_FULL.raw_headers]
-            await send({"type": "http.response.start", "status": _FULL.status_code, "headers": headers})
-            await send({"type": "http.response.body", "body": _FULL.body, "more_body": False})
-            return
         request = Request(scope, receive)
         response = await in_one_shape(request, classify(request, self.desk, Asked()))
         await response(scope, receive, send)
+
+
+def _is_plain(scope: Scope) -> bool:
+    image = scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST"
+    return image and not scope["query_string"]
+
+
+def _shedding(desk: Desk, doors: Doors) -> Shed:
+    """Images for which the line has no place are refused by the head of their request, as the route would.
+
+    Who waits for a word before sending its body is left to the route, which may let the connection go.
+    """
+    full = problem(429, line_is_full().detail, headers=RETRY)
+
+    def shed(scope: Scope) -> Response | None:
+        if not (desk.full and _is_plain(scope)) or doors.refusal(scope) is not None:
+            return None
+        headers = Headers(scope=scope)
+        if "expect" in headers:
+            return None
+        began, identity = time.perf_counter(), _identity(headers)
+        refusal = copy.copy(full)
+        refusal.raw_headers = [*full.raw_headers, (b"x-request-id", identity.encode())]
+        line = {"id": identity, "method": scope["method"]}
+        desk.telemetry.request(_PREDICT.path, full.status_code, time.perf_counter() - began, line)
+        return refusal
+
+    return shed
 
 
 @dataclass(frozen=True)
@@ -177,7 +201,6 @@ class _Route:
 
 
 _PREDICT = _Route("/predict")
-_FULL = problem(429, line_is_full().detail, headers=RETRY)
 
 
 @dataclass(frozen=True)
@@ -192,8 +215,7 @@ class _Observed:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        given = Headers(scope=scope).get("x-request-id", "")
-        identity = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        identity = _identity(Headers(scope=scope))
         status, arm = 500, None
 
         async def watched(message: Message) -> None:
@@ -212,3 +234,9 @@ class _Observed:
             route = str(getattr(scope.get("route"), "path", "other"))
             line = {"id": identity, "method": scope["method"], **({"arm": arm} if arm else {})}
             self.telemetry.request(route, status, time.perf_counter() - began, line)
+
+
+def _identity(headers: Headers) -> str:
+    """The id of a request: the client's where it gave a short one, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.match(given) else uuid.uuid4().hex

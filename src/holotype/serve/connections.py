@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from holotype.serve.doors import HEALTH
 from holotype.serve.problems import problem
 from holotype.serve.settings import ServeSettings
 
-__all__ = ["bounded_protocol", "close_the_slow", "crowded", "is_crowded_out"]
+__all__ = ["Shed", "bounded_protocol", "close_the_slow", "crowded", "is_crowded_out"]
 
 _RESERVE = 64  # connections beyond the limit that may ask whether the server lives
 _IDLE_SECONDS = 1.0  # before a connection without a request may have to make place for another
@@ -27,16 +28,23 @@ _LINGER_SECONDS = 1.0  # to read what a client still sends after a refusal, so t
 _MOST_PIPELINED = 32  # requests of one connection that wait for the one before
 _CROWDED = "holotype.crowded"  # in the state of a request that is one too many
 
+Shed = Callable[[Scope], Response | None]
+"""The refusal of a request by its head, None where the application is to answer it."""
 
-def bounded_protocol(settings: ServeSettings) -> type[asyncio.Protocol]:
-    """The protocol of one server, for uvicorn to make one of for each connection."""
+
+def bounded_protocol(settings: ServeSettings, *, shed: Shed) -> type[asyncio.Protocol]:
+    """The protocol of one server, for uvicorn to make one of for each connection.
+
+    What `shed` says of a request's head is answered at once; where it says None, the application answers.
+    """
     crowd = _Crowd(most=settings.max_connections)
 
     class Bounded(_Connection):
         most_head = settings.max_head_bytes
+        most_body = settings.max_body_bytes
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(crowd, *args, **kwargs)
+            super().__init__(crowd, shed, *args, **kwargs)
 
     return Bounded
 
@@ -135,19 +143,24 @@ class _Crowd:
 class _Connection(HttpToolsProtocol):
     """uvicorn's protocol, which refuses heads beyond `most_head` bytes and clients beyond the crowd's limit.
 
-    Trailers count as a head of their own, and are passed on to nobody.
+    Trailers count as a head of their own, and are passed on to nobody. What `shed` refuses costs no task and
+    passes no middleware: under overload that is most requests, and what they cost is taken from the answers.
     """
 
     most_head: int
+    most_body: int
 
-    def __init__(self, crowd: _Crowd, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, crowd: _Crowd, shed: Shed, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._crowd = crowd
+        self._shed = shed
+        self._unwanted = 0  # bytes of bodies whose requests were refused by their heads
         self._answered: RequestResponseCycle | None = None
         self._reading_head = True
         self._progress = 0  # heads and pieces of bodies so far
         self._without = 0  # bytes since the last of these
         self._refused = False
+        self._lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         super().connection_made(transport)
@@ -156,6 +169,8 @@ class _Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._crowd.leave(self)
+        if self._lingering is not None:
+            self._lingering.cancel()
         # uvicorn tells the last request only, and those before it would write to nobody.
         for cycle in (self._answered, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None:
@@ -198,6 +213,10 @@ class _Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._progress += 1
         super().on_body(body)
+        if self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > self.most_body:
+                self.transport.close()
 
     def on_message_complete(self) -> None:
         self._reading_head = True
@@ -205,7 +224,18 @@ class _Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        super()._start_asgi_task(cycle, app)
+        scope = cast("Scope", cycle.scope)
+        refusal = None if is_crowded_out(scope) else self._shed(scope)
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.response_started = cycle.response_complete = True
+        if cycle.keep_alive:
+            self._unwanted = 0
+            self.transport.write(_on_the_wire(refusal))
+            self.on_response_complete()
+        else:
+            self._refuse(refusal)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -222,12 +252,16 @@ class _Connection(HttpToolsProtocol):
             self.cycle.disconnected = True  # the application need not go on
             self.cycle.message_event.set()
         if not answering:
-            status = response.status_code
-            lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
-            lines += [name + b": " + value for name, value in response.raw_headers]
-            self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+            self.transport.write(_on_the_wire(response))
         if answering or not linger:
             self.transport.close()
         else:
             self.transport.write_eof()
-            self.loop.call_later(linger, self.transport.close)
+            self._lingering = self.loop.call_later(linger, self.transport.close)
+
+
+def _on_the_wire(response: Response) -> bytes:
+    status = response.status_code
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in response.raw_headers]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])

@@ -45,12 +45,14 @@ class Doors:
     loopback: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refusal := self._refuse(scope["path"], Headers(scope=scope))):
+        if scope["type"] == "http" and (refusal := self.refusal(scope)):
             await refusal(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _refuse(self, path: str, headers: Headers) -> ASGIApp | None:
+    def refusal(self, scope: Scope) -> ASGIApp | None:
+        """What a request without the right key is told; None for one that may pass."""
+        path, headers = scope["path"], Headers(scope=scope)
         if path.startswith("/admin"):
             if self.keys.admin is None:
                 return problem(403, "administration is off: start the server with HOLOTYPE_ADMIN_KEY set")

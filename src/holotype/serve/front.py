@@ -178,9 +178,10 @@ def _uvicorn(desk: Desk) -> uvicorn.Server:
     from holotype.serve.connections import bounded_protocol
     from holotype.serve.doors import Keys
 
+    app, shed = create_app(desk, keys=Keys.from_environment())
     config = uvicorn.Config(
-        create_app(desk, keys=Keys.from_environment()),
-        http=bounded_protocol(desk.settings),
+        app,
+        http=bounded_protocol(desk.settings, shed=shed),
         ws="none",
         lifespan="off",
         log_level="warning",
