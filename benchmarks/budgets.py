@@ -4,7 +4,7 @@
 
 RUN is what `train` wrote. For each budget `holotype compress --json` is asked as a user would, in a folder of
 its own; its decision is right when what it chose was measured inside every limit, and when nothing was chosen
-only if no candidate is. The tight limits are a quarter of the parent's bytes and half its latency.
+only if no candidate is. The tight limits are 28 % of the bytes of the parent and half its latency.
 """
 
 from __future__ import annotations
