@@ -41,8 +41,8 @@ def prove(graph: TrainableGraph, model: onnx.ModelProto, dataset: Dataset) -> Pr
 
     On all images of validation, and so many of training that they are 2,000: sums in another order fall on
     another side of what is rounded, so that two correct ways to run one file are 0.005 apart in total
-    variation, and of a few hundred images chance alone turns more than the limit allows. `ModelError` where less
-    than `LEAST_AGREEMENT` of the labels are equal, as on a CPU whose 8-bit sums saturate.
+    variation, and of a few hundred images chance alone turns more than the limit allows. `ModelError` where
+    less than `LEAST_AGREEMENT` of the labels are equal, as on a CPU whose 8-bit sums saturate.
     """
     runtime = load_onnx_model(model, threads=available_cores())
     device = next(graph.parameters()).device
