@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from holotype.compress.proof import prove
+from holotype.compress.rounding import Levels, rounded
 from holotype.compress.trainable import TrainableGraph, learned_model
 from holotype.config import DataConfig
 from holotype.dataset import Dataset, open_dataset
@@ -101,6 +103,41 @@ class TestInt8:
         onnx.checker.check_model(case.rounded, full_check=True)
         assert opset_of(onnx.load(case.file)) == opset_of(case.rounded) == OPSET == 20
         assert {one.key: one.value for one in onnx.load(case.file).metadata_props}["opset"] == "20"
+
+
+class TestRounding:
+    @pytest.mark.parametrize("zero", [0, 3, 128])
+    def test_it_is_what_torch_has_as_one_operation(self, zero: int) -> None:
+        generator = torch.Generator().manual_seed(zero)
+        value = torch.randn(2, 8, 5, 7, generator=generator).to(memory_format=torch.channels_last)
+        gradient = torch.randn(2, 8, 5, 7, generator=generator)
+        scale = torch.tensor([0.013])  # a part is clamped at either end
+        found = self.answer(
+            lambda x, s: rounded(x, s, Levels(-zero, 255 - zero, 0.1)), value, scale, gradient
+        )
+        wanted = self.answer(
+            lambda x, s: torch._fake_quantize_learnable_per_tensor_affine(
+                x, s, torch.full((1,), float(zero)), 0, 255, 0.1
+            ),
+            value,
+            scale,
+            gradient,
+        )
+        for mine, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        assert 0 < (found[1] == 0).sum() < value.numel()
+
+    def answer(
+        self,
+        operation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        value: torch.Tensor,
+        scale: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """What comes out, and the gradients of both inputs."""
+        given = value.clone().requires_grad_(), scale.clone().requires_grad_()
+        out = operation(*given)
+        return (out.detach(), *torch.autograd.grad(out, given, gradient))
 
 
 class TestTraining:

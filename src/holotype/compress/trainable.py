@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from holotype.compress.operations import OPERATIONS
+from holotype.compress.rounding import Levels, rounded
 from holotype.errors import ModelError
 from holotype.quantize import OPSET, opset_of
 
@@ -145,10 +146,7 @@ class TrainableGraph(nn.Module):
         scale = getattr(self, self._keys[grid[0]])
         # LSQ's balance between the gradient of one scale and those of all that it rounds
         share = 1 / math.sqrt(value[0].numel() * (high - low) / 2)
-        rounded: torch.Tensor = torch._fake_quantize_learnable_per_tensor_affine(
-            value, scale, torch.full_like(scale, zero), low, high, share
-        )
-        return rounded
+        return rounded(value, scale, Levels(low - zero, high - zero, share))
 
     def _round_weight(self, weight: _Weight) -> torch.Tensor:
         names = (weight.stored, weight.scale, weight.zero)
