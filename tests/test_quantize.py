@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from holotype.compress.proof import prove
+from holotype.compress.proof import Proof, prove
 from holotype.compress.rounding import Levels, rounded
 from holotype.compress.trainable import TrainableGraph, learned_model
 from holotype.config import DataConfig
@@ -105,6 +105,11 @@ class TestInt8:
         assert {one.key: one.value for one in onnx.load(case.file).metadata_props}["opset"] == "20"
 
 
+def at_most_one_differs(proof: Proof) -> bool:
+    """Of 96 images one is more than half a percent; the product lets one pass, too."""
+    return round((1 - proof.agreement) * proof.images) <= 1
+
+
 class TestRounding:
     @pytest.mark.parametrize("zero", [0, 3, 128])
     def test_it_is_what_torch_has_as_one_operation(self, zero: int) -> None:
@@ -143,7 +148,8 @@ class TestRounding:
 class TestTraining:
     def test_what_is_trained_is_what_is_written(self, case: Case, dataset: Dataset) -> None:
         graph = TrainableGraph(case.rounded, original=case.folded)
-        before = prove(graph, case.rounded, dataset)  # refuses a second label that differs
+        before = prove(graph, case.rounded, dataset)
+        assert at_most_one_differs(before)
         assert before.images == len(dataset.rows("validation")) + len(dataset.rows("train"))
         assert before.shift < 0.1
         said, _ = graph(torch.from_numpy(next(iter(dataset.pixels([dataset.rows("train")[:16]])))))
@@ -159,7 +165,9 @@ class TestTraining:
         assert [value.dtype for value in values.values()] == [value.dtype for value in old.values()]
         assert [value.shape for value in values.values()] == [value.shape for value in old.values()]
         assert sum(not np.array_equal(values[name], old[name]) for name in values) > 10
-        assert prove(graph, written, dataset).shift < 0.1
+        after = prove(graph, written, dataset)
+        assert at_most_one_differs(after)
+        assert after.shift < 0.1
 
     def test_a_file_that_answers_otherwise_is_refused(self, case: Case, dataset: Dataset) -> None:
         graph = TrainableGraph(case.rounded, original=case.folded)

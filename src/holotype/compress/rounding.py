@@ -44,8 +44,10 @@ class _Rounding(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         (gradient,), levels = gradients, ctx.levels
         value, result, scale = ctx.saved_tensors
-        low, high = (levels.low - 0.5) * float(scale), (levels.high + 0.5) * float(scale)
-        passed = torch.ops.aten.hardtanh_backward(gradient, value, low, high)
+        step = float(scale)  # asked for once: on a GPU it waits for all that was begun
+        passed = torch.ops.aten.hardtanh_backward(
+            gradient, value, (levels.low - 0.5) * step, (levels.high + 0.5) * step
+        )
         # Sums of products in the order of memory: a dot product would need both in one row first.
         inside = (result - value).mul_(passed).sum()
         outside = (gradient - passed).mul_(result).sum()

@@ -163,8 +163,8 @@ def _bound(classifier: Classifier, config: FitConfig, *, size: Shape) -> _Bound:
     Not of one: a batch norm that learns may have one value of it, and no variance.
 
     Beside what is kept, a pass holds a few such outputs at its widest place, and their gradients. The
-    factors are measured; of parameters there are gradients and an optimizer's moments,
-    and of all tensors the averaged, the best, and those of a checkpoint that is being written.
+    factors are measured; of parameters there are gradients and an optimizer's moments, and of all tensors
+    the averaged, the best, and those of a checkpoint that is being written.
     """
     device = torch.device("cpu")
     with rehearsal(classifier, config, device=device) as model:
