@@ -2,13 +2,15 @@
 
     python benchmarks/ablation.py CLOTHING --out ablation.jsonl
     python benchmarks/ablation.py CLOTHING --out finals.jsonl --only base "all blocks" --seeds 0 1 2
+    python benchmarks/ablation.py CLOTHING --proxy proxy.csv --teacher RUN --only base distillation
     python benchmarks/ablation.py --report ablation.jsonl
 
 CLOTHING is a class folder with train/ and validation/; test/ is not looked at. The proxy is 160 pixels,
 three epochs, crops of at least 0.4 of the area and a mirror. So that one image is not a third of a
 point, a fifth of the training images, chosen by hash, are judged together with validation. Every run is
 appended to --out, and one that is there already is not repeated. Intervals are paired bootstraps over
-the judged images, seeds together; they say nothing about other seeds.
+the judged images, seeds together; they say nothing about other seeds. A teacher must not have seen the
+judged images: it is trained on the file that --proxy keeps.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "SGD 0.02": ("fit.optimizer.name=sgd", "fit.optimizer.learning_rate=0.02"),
     "LAMB 2e-3": ("fit.optimizer.name=lamb", "fit.optimizer.learning_rate=2e-3"),
     "one-cycle": ("fit.schedule.name=one-cycle",),
+    "plateau": ("fit.schedule.name=plateau", "fit.schedule.wait=1"),
     "step": ("fit.schedule.name=step", "fit.schedule.every=1", "fit.schedule.factor=0.3"),
     "no warm-up": ("fit.warmup=0",),
     "layer decay 0.8": ("fit.layer_decay=0.8",),
@@ -88,6 +91,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "attention se": ("model.attention=se",),
     "attention cbam": ("model.attention=cbam",),
     "fp32": ("fit.precision=fp32",),
+    "images 0.75": ("fit.scale=0.75",),
+    "distillation": ("distill.teacher={teacher}",),
     "growing images": ("fit.scale_start=0.6",),
     "6e-4, growing": ("fit.optimizer.learning_rate=6e-4", "fit.scale_start=0.6"),
     "6e-4, growing, logit": (
@@ -101,15 +106,18 @@ def main() -> None:
     if arguments.data is None:
         report(read(arguments.report))
         return
-    names = arguments.only or list(VARIANTS)
+    known = [name for name in VARIANTS if name != "distillation" or arguments.teacher is not None]
+    names = arguments.only or known
+    if not set(names) <= set(known):
+        sys.exit("distillation needs --teacher")
     with tempfile.TemporaryDirectory() as folder:
-        data = regroup(arguments.data, Path(folder) / "proxy.csv")
+        data = regroup(arguments.data, arguments.proxy or Path(folder) / "proxy.csv")
         for seed in arguments.seeds:
             for name in names:
-                known = read(arguments.out)
-                if any((run["name"], run["seed"]) == (name, seed) for run in known):
+                if any((run["name"], run["seed"]) == (name, seed) for run in read(arguments.out)):
                     continue
-                settings = (*BASE, *arguments.set, *VARIANTS[name], f"fit.seed={seed}")
+                own = [setting.format(teacher=arguments.teacher) for setting in VARIANTS[name]]
+                settings = (*BASE, *arguments.set, *own, f"fit.seed={seed}")
                 run = {"name": name, "seed": seed, **train(data, settings)}
                 with arguments.out.open("a") as stream:
                     stream.write(json.dumps(run) + "\n")
@@ -126,6 +134,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path("ablation.jsonl"), help="without CLOTHING")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--proxy", type=Path, help="keep the list of images here")
+    parser.add_argument("--teacher", type=Path, help="run that distillation learns from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of every run")
     return parser.parse_args()
 

@@ -268,6 +268,7 @@ class TestOthers:
         epochs = {row["key"]: row["default"] for row in thorough["settings"]}["fit.epochs"]
         assert epochs != keys["fit.epochs"]["default"]
         assert keys["data.resize"]["type"] == "auto|squash|letterbox|crop"
+        assert keys["fit.scale"]["type"] == "float|auto"
         assert all(setting["meaning"] for setting in settings)
         assert "fit.patience" in holotype("config", "train").out
         assert "queue" in holotype("config", "serve").out

@@ -78,7 +78,7 @@ class TestPage:
         assert text.count('<img class="picture" src="data:image/jpeg;base64,') == 1
         assert "cannot be read" in text
         # What was right before comes first.
-        assert text.index(f'alt="{photo}"') < text.index("gone.png</dd>")
+        assert text.index(f'alt="{photo}"') < text.index("gone.png</code>")
         assert "changes no label" not in text
 
     def test_every_candidate_says_what_each_class_loses(self, digits: Path, tmp_path: Path) -> None:

@@ -47,8 +47,7 @@ def _judged(one: Measured, chosen: Measured | None, found: Found, budget: Budget
     candidate = one.candidate
     reasons = candidate.rejected_because or rejections(candidate, found.parent, budget)
     if not reasons and chosen is not None and one is not chosen:
-        best = chosen.candidate
-        reasons = (f"fits, but {best.method} is faster: {best.latency_ms:.2f} ms",)
+        reasons = (f"fits; {chosen.candidate.method} is faster",)
     return candidate.model_copy(update={"rejected_because": reasons})
 
 

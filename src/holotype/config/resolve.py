@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -197,4 +197,6 @@ def _type_name(annotation: Any) -> str:
         return "|".join(str(argument) for argument in arguments)
     if origin in (typing.Union, types.UnionType):
         return "|".join(_type_name(argument) for argument in arguments)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

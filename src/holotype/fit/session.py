@@ -140,22 +140,19 @@ def open_session(
     imbalance = _remedy(config.fit, dataset, counts)
     for idle in idle_settings(asked, imbalance=imbalance):
         note(idle)
-    fit = config.fit.model_copy(update={"imbalance": imbalance})
-    # A resumed run is about the labels and splits it began with, whatever was decided since.
-    known = config.data.model_copy(update={"revision": dataset.revision})
-    config = config.model_copy(update={"data": known, "fit": fit})
+    config = _settled(config, imbalance=imbalance, dataset=dataset)
     if network is None:
         architecture = architecture_of(config.model, spec, classes=len(classes))
         classifier, origin = pretrained(architecture, weights=config.model.weights)
     else:
         architecture, classifier, origin = network.architecture, network, "given"
     # What may refuse its settings is made now: before anything is computed or written.
-    drawn = draw_weights(labels, dataset.paths(rows), config=fit, imbalance=imbalance, counts=counts)
-    loss = criterion(fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
+    drawn = draw_weights(labels, dataset.paths(rows), config=config.fit, imbalance=imbalance, counts=counts)
+    loss = criterion(config.fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
     teacher = None
-    if fit.epochs:
-        apply_freezing(classifier, fit, epoch=1)
-        build_optimizer(classifier, fit)
+    if config.fit.epochs:
+        apply_freezing(classifier, config.fit, epoch=1)
+        build_optimizer(classifier, config.fit)
         sizes = fit_shapes(config, spec)
         teacher = open_teacher(config.distill, classes=classes, sizes=sizes, device=chosen)
     measured = settle_measured(config, classifier, spec=spec, device=chosen, processes=processes)
@@ -173,6 +170,14 @@ def open_session(
         teacher=teacher,
         lost=lost,
     )
+
+
+def _settled(config: TrainConfig, *, imbalance: Remedy, dataset: Dataset) -> TrainConfig:
+    """With the remedy that is used, and the revision of the labels: a resumed run is about the labels and
+    splits it began with, whatever was decided since."""
+    fit = config.fit.model_copy(update={"imbalance": imbalance})
+    known = config.data.model_copy(update={"revision": dataset.revision})
+    return config.model_copy(update={"data": known, "fit": fit})
 
 
 def _remedy(fit: FitConfig, dataset: Dataset, counts: npt.NDArray[np.int64]) -> Remedy:

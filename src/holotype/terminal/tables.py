@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,6 +13,8 @@ __all__ = [
     "open_console",
     "open_table",
 ]
+
+_WIDE = 200
 
 
 def named_way(runtime: str, precision: str) -> str:
@@ -30,4 +33,8 @@ def open_table(*titles: str, left: Sequence[str] | None = None) -> Table:
 
 
 def open_console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    """As wide as the terminal; in a file or a pipe, where nobody knows how wide, no row is folded."""
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _WIDE
+    return console
