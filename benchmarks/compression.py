@@ -24,7 +24,7 @@ import numpy as np
 from holotype import train
 from holotype.bundle import Bundle, open_bundle
 from holotype.compress import compress
-from holotype.config import CompressConfig, DataConfig, resolve_config
+from holotype.config import CompressConfig, DataConfig, merge, parse_assignments, resolve_config
 from holotype.dataset import Dataset, open_dataset
 from holotype.machine import machine_name
 from holotype.runtime import open_runtime, served_bytes
@@ -42,7 +42,10 @@ def main() -> None:
             train_backbone(backbone, arguments)
         found = run / "compressed"
         if not (found / "compress.json").exists():
-            settings = {"methods": arguments.methods, "search": "all", "budget": {"drop": 1.0}}
+            settings: Mapping[str, Any] = {
+                "methods": arguments.methods, "search": "all", "budget": {"drop": 1.0}
+            }  # fmt: skip
+            settings = merge(settings, parse_assignments(arguments.set))
             compress(run, arguments.data, config=resolve_config(CompressConfig, overrides=settings))
         candidates = [open_bundle(folder) for folder in sorted((found / "candidates").glob("*/"))
                       if (folder / "holotype.json").exists()]  # fmt: skip
@@ -66,6 +69,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, help="run that backbones without packaged weights learn from")
     parser.add_argument("--size", type=int, default=128, help="side of the images of those backbones")
     parser.add_argument("--epochs", type=int, default=30, help="of those backbones")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of compress")
     parser.add_argument("--out", type=Path, help="where results are appended, one JSON a line")
     return parser.parse_args()
 
