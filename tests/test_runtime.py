@@ -32,7 +32,9 @@ def rewrite(bundle: Path, target: Path, *, golden: Golden | None = None, **chang
     target.parent.mkdir(parents=True, exist_ok=True)
     file = target.parent / "golden.npz"
     write_golden(file, golden or read_golden(opened))
-    files = {"onnx": changes.pop("onnx", None) or opened.payload("onnx"), "golden": file}
+    payloads = ("onnx", "openvino", "openvino_weights")
+    other = {name: changes.pop(name) for name in payloads if name in changes}
+    files = {"onnx": opened.payload("onnx"), **other, "golden": file}
     return write_bundle(target, opened.manifest.model_copy(update=changes), files=files)
 
 
@@ -468,3 +470,22 @@ def test_runtime_threads_and_precision_are_flags(tiny_bundle, tmp_path, capfd, m
     assert run([*given, "--threads", "0"]) == 2
     assert run([*given, "--set", "precision=fp8"]) == 2
     assert "precision" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("payload", ["onnx", "openvino"])
+def test_data_outside_is_refused_whatever_a_file_is_called(tiny_bundle, tmp_path, payload):
+    """OpenVINO reads a file by its content, so a name decides nothing."""
+    pytest.importorskip("openvino")
+    model = tiny_model()
+    as_initializer(model, "weights.bin")
+    file = tmp_path / {"onnx": "model.pb", "openvino": "model.xml"}[payload]
+    file.write_bytes(model.SerializeToString())
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(bytes(12))
+    more = {"openvino_weights": weights} if payload == "openvino" else {}
+    bundle = rewrite(tiny_bundle, tmp_path / "b", **{payload: file}, **more)
+    (bundle.path / "weights.bin").write_bytes(bytes(12))
+    (bundle.path / "openvino").mkdir(exist_ok=True)
+    (bundle.path / "openvino" / "weights.bin").write_bytes(bytes(12))
+    with pytest.raises(BundleError, match="points to data outside"):
+        load(bundle.path, runtime="openvino")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from holotype.baseline import Baseline, distances, make_baseline
+from holotype.bundle import Bundle
 from holotype.config import PolicyConfig
 from holotype.dataset import Dataset
 from holotype.policy import (
@@ -21,7 +22,7 @@ from holotype.policy import (
 from holotype.progress import track
 from holotype.runtime import Runtime
 
-__all__ = ["Fitted", "fit_policy"]
+__all__ = ["Fitted", "fit_policy", "rule_of"]
 
 _TRAINING_IMAGES = 1024  # that class means are taken of: ±3 % of a standard deviation for ten classes
 _BATCH = 16
@@ -34,6 +35,13 @@ class Fitted:
     policy: Policy
     baseline: Baseline
     logits: npt.NDArray[np.float32]
+
+
+def rule_of(bundle: Bundle, config: PolicyConfig) -> PolicyConfig:
+    """`config`, where it is silent as the policy of `bundle` was fitted: when it says "not sure"."""
+    told = bundle.manifest.settings.get("policy", {})
+    known = {name: value for name, value in told.items() if name in PolicyConfig.model_fields}
+    return PolicyConfig.model_validate(known | config.model_dump(exclude_unset=True))
 
 
 def fit_policy(

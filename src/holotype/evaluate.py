@@ -7,7 +7,7 @@ from pathlib import Path
 
 from holotype.bundle import home_of
 from holotype.config import EvaluateConfig
-from holotype.dataset import dataset_name, open_dataset, recorded_source
+from holotype.dataset import dataset_name, open_for
 from holotype.predictor import load
 from holotype.report import Report
 from holotype.scoring import choose_split, evaluate_split
@@ -37,10 +37,9 @@ def evaluate(
         threads=config.threads,
         device=device,
     )
-    source = Path(data) if data is not None else recorded_source(predictor.bundle)
-    dataset = open_dataset(source, spec=predictor.bundle.manifest.preprocess, config=config.data)
+    dataset = open_for(predictor.bundle, data, config=config.data)
     split = choose_split(dataset, wanted=config.split)
-    folder = Path(out) if out is not None else report_folder(Path(target), source, split)
+    folder = Path(out) if out is not None else report_folder(Path(target), dataset.source, split)
     folder.mkdir(parents=True, exist_ok=True)
     return evaluate_split(predictor, dataset, split=split, folder=folder, started=started)
 

@@ -23,9 +23,9 @@ from holotype.bundle import (
     write_bundle,
     write_golden,
 )
-from holotype.calibrate import fit_policy
+from holotype.calibrate import fit_policy, rule_of
 from holotype.config import ExportConfig, PolicyConfig
-from holotype.dataset import Dataset, open_dataset, recorded_source
+from holotype.dataset import Dataset, open_for
 from holotype.errors import BundleError, ConfigError, require
 from holotype.machine import available_cores
 from holotype.parity import LIMITS, Parity, check_parity, parity_record, sample_rows
@@ -82,11 +82,7 @@ def export(
     folder = Path(out) if out is not None else source.path.with_name(f"{source.path.name}-{format}")
     if folder.exists():
         raise ConfigError("exists already", where=folder, fix="remove it, or choose another --out")
-    dataset = open_dataset(
-        Path(data) if data is not None else recorded_source(source),
-        spec=source.manifest.preprocess,
-        config=config.data,
-    )
+    dataset = open_for(source, data, config=config.data)
     rows = sample_rows(dataset, count=config.images)
     images = np.concatenate(list(dataset.pixels([rows])))
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,7 +97,13 @@ def export(
             limits=LIMITS[converted.precision],
         )
         bundle = _write(
-            source, converted, dataset, folder, scratch=Path(scratch), config=config.policy, parity=parity
+            source,
+            converted,
+            dataset,
+            folder,
+            scratch=Path(scratch),
+            config=rule_of(source, config.policy),
+            parity=parity,
         )
     return Exported(bundle, parity, find_fastest(bundle) if config.measure else None)
 

@@ -94,6 +94,7 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="folder of the new bundle")] = None,
 ) -> None:
     """Export a bundle for another runtime; accepted only if real images get the same answers."""
+    need_training_libraries("export")
     from holotype import terminal
     from holotype.config import ExportConfig
     from holotype.export import FORMATS

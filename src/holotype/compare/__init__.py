@@ -11,7 +11,7 @@ from holotype.bundle import home_of, write_text
 from holotype.compare.contract import ClassDifference, Comparison, Flip, Side, Verdict
 from holotype.compare.page import write_page
 from holotype.config import CompareConfig
-from holotype.dataset import Split, dataset_name, open_dataset, recorded_source, thumbnailer
+from holotype.dataset import Split, as_trained, dataset_name, open_dataset, recorded_source, thumbnailer
 from holotype.errors import BundleError, DatasetError
 from holotype.machine import machine_name
 from holotype.metrics import (
@@ -25,6 +25,7 @@ from holotype.metrics import (
     paired_metric,
 )
 from holotype.predictor import Predictor, load
+from holotype.progress import note
 from holotype.report import Estimate
 from holotype.runtime import choose, served_bytes
 from holotype.scoring import choose_split, score
@@ -51,9 +52,10 @@ def compare(
     sides = load(a), load(b)
     _check_classes(*sides)
     source = Path(data) if data is not None else recorded_source(sides[0].bundle)
-    datasets = [
-        open_dataset(source, spec=side.bundle.manifest.preprocess, config=config.data) for side in sides
-    ]
+    settings = as_trained(sides[0].bundle, source, config=config.data)
+    if as_trained(sides[1].bundle, source, config=config.data) != settings:
+        note("B was trained with other splits: what A never saw may be what B learned from")
+    datasets = [open_dataset(source, spec=side.bundle.manifest.preprocess, config=settings) for side in sides]
     split = choose_split(datasets[0], wanted=config.split)
     predictions = [score(side, dataset, split=split) for side, dataset in zip(sides, datasets, strict=True)]
     first, second = _aligned(*predictions, classes=sides[0].classes)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from holotype.bundle import Bundle, home_of, open_bundle, write_bundle
+from holotype.calibrate import rule_of
 from holotype.compress.contract import Compressed, TestScore
 from holotype.compress.decision import decide
 from holotype.compress.folder import Folder, check_folder, open_folder
@@ -14,7 +15,7 @@ from holotype.compress.page import write_page
 from holotype.compress.search import Found, check_methods, walk
 from holotype.compress.workshop import Measured, Workshop
 from holotype.config import CompressConfig
-from holotype.dataset import open_dataset, recorded_source, thumbnailer
+from holotype.dataset import as_trained, open_dataset, recorded_source, thumbnailer
 from holotype.errors import BundleError
 from holotype.machine import available_cores, machine_name
 from holotype.metrics import evaluate_predictions
@@ -49,7 +50,11 @@ def compress(
     check_methods(source, config)
     path = Path(out) if out is not None else home_of(target) / "compressed"
     check_folder(path)  # before images are read
-    panel = _open_panel(source, data, config)
+    images = Path(data) if data is not None else recorded_source(source)
+    config = _as_trained(config, source, images)
+    panel = open_panel(
+        open_dataset(images, spec=source.manifest.preprocess, config=config.data), source.manifest.classes
+    )
     folder = open_folder(path, source, panel.dataset, config)
     shop = _open_shop(source, panel, config=config, folder=folder, device=device)
     found = folder.read()
@@ -67,14 +72,14 @@ def _check(source: Bundle) -> None:
         )
 
 
-def _open_panel(source: Bundle, data: Path | str | None, config: CompressConfig) -> Panel:
-    spec = source.manifest.preprocess
-    dataset = open_dataset(
-        Path(data) if data is not None else recorded_source(source),
-        spec=spec,
-        config=config.data.model_copy(update={"size": spec.height}),
+def _as_trained(config: CompressConfig, source: Bundle, images: Path) -> CompressConfig:
+    """Where it is silent, data is split and "not sure" is said as when `source` was trained."""
+    return config.model_copy(
+        update={
+            "data": as_trained(source, images, config=config.data),
+            "policy": rule_of(source, config.policy),
+        }
     )
-    return open_panel(dataset, source.manifest.classes)
 
 
 def _open_shop(

@@ -65,7 +65,8 @@ class Folder:
             measured.append(
                 Measured(_made(record, bundle), candidate, bundle, np.load(self._logits(candidate.method)))
             )
-        note(f"going on: {', '.join(content['done']) or 'nothing'} was done before")
+        if measured:
+            note(f"going on: {', '.join(content['done']) or 'nothing'} was done before")
         return Found(measured, list(content["done"]), dict(content["not_tried"]))
 
     def finish(self, outcome: Compressed) -> None:
@@ -99,7 +100,10 @@ def open_folder(path: Path, source: Bundle, dataset: Dataset, config: CompressCo
             fix="remove it, or choose another --out",
         )
     (path / "candidates").mkdir(parents=True, exist_ok=True)
-    return Folder(path, question)
+    folder = Folder(path, question)
+    if not (path / _STATE).exists():
+        folder.keep(Found())  # stopped before anything is measured, the folder is known again
+    return folder
 
 
 def _known_question(file: Path) -> str | None:

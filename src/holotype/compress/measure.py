@@ -149,6 +149,7 @@ def _write(
             "preprocess": made.preprocess or manifest.preprocess,
             "lineage": manifest.lineage.model_copy(update={"parent": source.hash}),
             "versions": library_versions(),
+            "settings": {**manifest.settings, "policy": shop.config.policy.model_dump(mode="json")},
             **changes,
         }
     )

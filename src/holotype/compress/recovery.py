@@ -16,6 +16,10 @@ from holotype.runtime import torch_runtime
 
 __all__ = ["open_recovery", "recover", "settings_for", "teach"]
 
+# How images were listed and boxes read is told of those that are used now, not of those of then; and labels
+# are as they are decided now.
+_OF_THEN = {"revision", "format", "boxes", "margin", "background", "images"}
+
 # Shares of the teacher in the loss: a compressed network is to answer as its parent does.
 _TEACHER = {"weight": 0.7, "temperature": 2.0}
 
@@ -39,11 +43,11 @@ def settings_for(source: Bundle, *, data: DataConfig, epochs: int, seed: int) ->
         "distill": {"teacher": str(source.path), **_TEACHER},
         "monitor": {"trackers": []},
     }
-    # Labels as they are decided now, whatever they were then.
     before = {name: value for name, value in source.manifest.settings.items() if name != "data"}
-    read = {
-        key: value for key, value in source.manifest.settings.get("data", {}).items() if key != "revision"
-    }
+    told = source.manifest.settings.get("data", {})
+    if source.manifest.settings.get("fit", {}).get("precision") in ("bf16", "fp16"):
+        fit["precision"] = "auto"  # what was fastest for other shapes can be the slowest for these
+    read = {key: value for key, value in told.items() if key not in _OF_THEN}
     return resolve_config(TrainConfig, recipe={**before, "data": read}, overrides=own)
 
 

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _FLOATS = ("parent", "openvino", "bf16")
+_ROUNDING = 1e-9  # of points: 100 * (1 - 0.95) is 5.000000000000004
 _FINAL_SECONDS = 0.2  # of a turn in the race that decides
 _TRAINED = ("structured", "qat", "student", "magnitude")
 
@@ -177,11 +178,11 @@ def rejections(candidate: Candidate, parent: Candidate, budget: BudgetConfig) ->
 def over_limits(candidate: Candidate, budget: BudgetConfig) -> tuple[str, ...]:
     """Which limits a candidate breaks, each with by how much."""
     broken = []
-    if budget.drop is not None and candidate.drop.value > budget.drop:
+    if budget.drop is not None and candidate.drop.value > budget.drop + _ROUNDING:
         broken.append(
             f"loses {candidate.drop.value:.2f} points, {candidate.drop.value - budget.drop:.2f} too many"
         )
-    if budget.class_drop is not None and candidate.class_drop > budget.class_drop:
+    if budget.class_drop is not None and candidate.class_drop > budget.class_drop + _ROUNDING:
         over = candidate.class_drop - budget.class_drop
         broken.append(f"{candidate.worst_class} loses {candidate.class_drop:.1f} points, {over:.1f} too many")
     if budget.size is not None and candidate.bytes > budget.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from holotype.compress.recovery import open_recovery, recover, teach
-from holotype.config import StudentConfig, TrainConfig
+from holotype.config import ModelConfig, StudentConfig, TrainConfig
 from holotype.errors import ModelError
 from holotype.fit import Learned, Session, open_session
 from holotype.models import Classifier, create, recipe_of
@@ -29,8 +29,10 @@ def open_student(
         small = _on_smaller_images(network, student.size)
         sized = _with_size(config, small.architecture.height)
         return open_recovery(data, small, sized, folder=folder, device=device)
-    model = config.model.model_copy(update={"name": student.name, "weights": student.weights})
-    config = config.model_copy(update={"model": model})
+    # Another network: what was settled for the bundle's own, and fits no other, is settled anew.
+    model = ModelConfig(name=student.name, weights=student.weights)
+    fit = config.fit.model_copy(update={"freeze_norm": "auto"})
+    config = config.model_copy(update={"model": model, "fit": fit})
     if student.size is not None:
         config = _with_size(config, student.size)
     folder.mkdir(parents=True, exist_ok=True)

@@ -109,8 +109,8 @@ class Workshop:
         """The validation split as `made` sees it."""
         if made.preprocess in (None, self.source.manifest.preprocess):
             return self.panel
-        config = self.config.data.model_copy(update={"size": made.preprocess.height})
-        dataset = open_dataset(self.panel.dataset.source, spec=made.preprocess, config=config)
+        source = self.panel.dataset.source
+        dataset = open_dataset(source, spec=made.preprocess, config=self.config.data)
         return open_panel(dataset, self.panel.classes)
 
     @cached_property

@@ -7,11 +7,11 @@ from holotype.dataset.index import (
     index_dataset,
     margin_shape,
     open_dataset,
-    recorded_source,
 )
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
 from holotype.dataset.store import Shape, cache_folder, dataset_name
 from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
+from holotype.dataset.trained import as_trained, open_for, recorded_source
 
 __all__ = [
     "SPLITS",
@@ -23,11 +23,13 @@ __all__ = [
     "Shape",
     "Split",
     "Unreadable",
+    "as_trained",
     "cache_folder",
     "dataset_name",
     "index_dataset",
     "margin_shape",
     "open_dataset",
+    "open_for",
     "recorded_source",
     "thumbnailer",
     "thumbnailer_below",

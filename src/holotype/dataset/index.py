@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from holotype.bundle import Bundle
 from holotype.config import DataConfig
 from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
@@ -36,7 +35,6 @@ __all__ = [
     "index_dataset",
     "margin_shape",
     "open_dataset",
-    "recorded_source",
 ]
 
 Rows = npt.NDArray[np.int64]
@@ -296,18 +294,6 @@ def index_dataset(
         limits=limits,
         stores=stores,
     )
-
-
-def recorded_source(bundle: Bundle) -> Path:
-    """The dataset that a bundle was trained on, as its lineage says; `DatasetError` where it is not here."""
-    recorded = bundle.manifest.lineage.dataset
-    if recorded is None or not Path(recorded).exists():
-        raise DatasetError(
-            "the dataset it was trained on is not on this machine" if recorded else "names no dataset",
-            where=bundle.path,
-            fix="name one: --data DATA",
-        )
-    return Path(recorded)
 
 
 def _check_readable(dataset: Dataset, *, allowed: float) -> None:

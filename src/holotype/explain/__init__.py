@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from holotype.bundle import Bundle, home_of, open_bundle, write_text
 from holotype.config import ExplainConfig
-from holotype.dataset import Dataset, Split, dataset_name, open_dataset, recorded_source
+from holotype.dataset import Dataset, Split, dataset_name, open_for
 from holotype.errors import ConfigError, DatasetError, ImageError, require
 from holotype.explain.contract import ConfusedClasses, Evidence, Explanation, Shown
 from holotype.explain.page import Group, write_page, write_picture
@@ -77,10 +77,10 @@ def explain(
         folder = Path(out) if out is not None else home_of(target) / "explain-images"
         explanation, groups = _named(network, [str(path) for path in paths], folder=folder)
     else:
-        source = Path(data) if data is not None else recorded_source(bundle)
-        dataset = open_dataset(source, spec=bundle.manifest.preprocess, config=config.data)
+        dataset = open_for(bundle, data, config=config.data)
         split = choose_split(dataset, wanted=config.split)
-        folder = Path(out) if out is not None else home_of(target) / f"explain-{dataset_name(source)}-{split}"
+        named = f"explain-{dataset_name(dataset.source)}-{split}"
+        folder = Path(out) if out is not None else home_of(target) / named
         explanation, groups = _confused(network, dataset, split, config=config, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "explain.json", explanation.model_dump_json(indent=1) + "\n")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from holotype.bundle import home_of, write_text
 from holotype.config import HardSamplesConfig
-from holotype.dataset import Dataset, Split, dataset_name, open_dataset, recorded_source, thumbnailer
+from holotype.dataset import Dataset, Split, dataset_name, open_for, thumbnailer
 from holotype.embeddings import embed, embeddings_of
 from holotype.errors import ConfigError, DatasetError, require
 from holotype.hard_samples.contract import COLUMNS, HardSample, HardSamples, Neighbour, to_csv
@@ -47,8 +47,8 @@ def hard_samples(
         raise ConfigError("is no name for a list", where=out, fix="name it .csv")
     require("jinja2", extra="train", purpose="the page of hard samples")
     predictor = load(target, runtime=config.runtime, device=device)
-    source = Path(data) if data is not None else recorded_source(predictor.bundle)
-    dataset = open_dataset(source, spec=predictor.bundle.manifest.preprocess, config=config.data)
+    dataset = open_for(predictor.bundle, data, config=config.data)
+    source = dataset.source
     split = choose_split(dataset, wanted=config.split)
     if not len(dataset.rows("train")):
         raise DatasetError("has no train split to find neighbours in", where=source, fix="name other data")

@@ -55,7 +55,7 @@ def load_openvino(file: Path, *, threads: int, half: bool = False, weights: Path
     `half` computes in bf16 what is not in integers.
     """
     openvino = require("openvino", extra="openvino", purpose="the OpenVINO runtime")
-    if file.suffix == ".onnx":
+    if not _is_xml(file):
         refuse_external_data(file)
     # Left alone, OpenVINO picks bf16 where the CPU has it, which moves probabilities beyond the parity gate.
     settings = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "INFERENCE_NUM_THREADS": threads}
@@ -78,6 +78,18 @@ def load_openvino(file: Path, *, threads: int, half: bool = False, weights: Path
 
     # Whatever is wrong with it shows now, not at the first image.
     return _OpenVinoRuntime(compile_for, {1: compile_for(1)})
+
+
+def _is_xml(file: Path) -> bool:
+    """Whether it is a model of OpenVINO's own. OpenVINO goes by content, whatever a file is called, so we do.
+
+    No ONNX file begins with this byte: as protobuf it would end a group that was never begun.
+    """
+    try:
+        with file.open("rb") as stream:
+            return stream.read(1) == b"<"
+    except OSError as error:
+        raise BundleError(f"cannot be read ({error.strerror})", where=file) from error
 
 
 def open_openvino(bundle: Bundle, *, threads: int, half: bool = False) -> Runtime:
