@@ -330,6 +330,19 @@ class TestWithoutTorch:
         assert "pip install 'holotype[train]'" in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_exporting_names_it_too(self) -> None:
+        arguments = ["export", "x", "--format", "openvino"]
+        done = python(f"from holotype.cli import run; sys.exit(run({arguments!r}))", blocked=self.BLOCKED)
+        assert done.returncode == 1
+        assert "pip install 'holotype[train]'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_benchmark_needs_none_of_it(self, probe: TrainResult) -> None:
+        arguments = ["benchmark", str(probe.best), "--json", "--set", "rounds=3", "--set", "seconds=0.01"]
+        done = python(f"from holotype.cli import run; sys.exit(run({arguments!r}))", blocked=self.BLOCKED)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["for_latency"]["bundle"] == str(probe.best)
+
     def test_help_imports_nothing_heavy(self) -> None:
         heavy = ("numpy", "torch", "PIL", "pydantic", "onnx")
         code = f"import holotype.cli; print([m for m in {heavy} if m in sys.modules])"

@@ -294,6 +294,11 @@ class TestDecision:
         (reason,) = rejections(one.candidate, parent, BudgetConfig(class_drop=5))
         assert reason == "shirt loses 8.0 points, 3.0 too many"
 
+    def test_exactly_as_much_as_is_allowed_is_allowed(self) -> None:
+        """One of twenty images: 100 * (1.0 - 0.95) is a little more than 5."""
+        one = candidate("int8", worst=100 * (1.0 - 0.95), latency=2)
+        assert not rejections(one.candidate, candidate("parent").candidate, BudgetConfig(class_drop=5))
+
 
 class TestJudging:
     def test_flips_and_classes_are_named(self, dataset: Dataset) -> None:

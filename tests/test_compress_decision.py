@@ -21,14 +21,14 @@ from holotype.compress import compress
 from holotype.compress import measure as measuring
 from holotype.compress import search as searching
 from holotype.compress.decision import decide
-from holotype.compress.folder import open_folder
+from holotype.compress.folder import check_folder, open_folder
 from holotype.compress.judge import answers, open_panel
 from holotype.compress.measure import measure, measure_parent
 from holotype.compress.methods import steps
 from holotype.compress.search import Found, check_methods, search, settle, walk
 from holotype.compress.workshop import Made, Measured, Workshop
 from holotype.config import BudgetConfig, CompressConfig, DataConfig, resolve_config
-from holotype.dataset import Dataset, open_dataset
+from holotype.dataset import Dataset, open_dataset, open_for
 from holotype.errors import ConfigError, DatasetError, ModelError
 from holotype.policy import fit_temperature
 from holotype.runtime import Choice, load_onnx, open_runtime, remember, remembered
@@ -324,6 +324,14 @@ class TestWithoutOpenVino:
 
 
 class TestFolder:
+    def test_stopped_before_anything_was_measured_it_goes_on(
+        self, tuned: TrainResult, tmp_path: Path, digits: Path
+    ) -> None:
+        dataset, config = open_for(tuned.bundle, digits, config=DataConfig()), CompressConfig()
+        open_folder(tmp_path / "out", tuned.bundle, dataset, config)
+        check_folder(tmp_path / "out")
+        assert open_folder(tmp_path / "out", tuned.bundle, dataset, config).read().measured == []
+
     def test_a_search_does_not_go_on_with_other_images(
         self, tuned: TrainResult, digits: Path, tmp_path: Path
     ) -> None:

@@ -65,6 +65,9 @@ class TestMethods:
         bundle = open_bundle(student.bundle)
         assert bundle.manifest.preprocess.height == 32
         assert open_network(*bundle.network_files(fix="")).architecture.name == "test_efficientnet"
+        # From random weights, what batch norm knows of its images is learned, not left as it begins.
+        state = open_network(*bundle.network_files(fix="")).state_dict()
+        assert any(bool((value != 0).any()) for name, value in state.items() if name.endswith("running_mean"))
         assert one(outcome, "student-int8").bytes < student.bytes
         assert load(student.bundle).predict(next((digits / "test").glob("*/*.png"))).label
 

@@ -156,6 +156,13 @@ class TestBenchmark:
         )
         assert [row.threads for row in benchmark([tiny_bundle], config=config).rows] == [1, 2]
 
+    def test_a_part_of_the_ways_does_not_decide_what_is_served(self, tiny_bundle: Path) -> None:
+        bundle = open_bundle(tiny_bundle)
+        remember(bundle, Choice("openvino", "fp32"))
+        for change in ({"runtimes": ("onnxruntime",)}, {"threads": (1,)}, {"batches": (2,)}):
+            benchmark([tiny_bundle], config=QUICK.model_copy(update=change))
+            assert remembered(bundle) == Choice("openvino", "fp32")
+
     def test_what_is_asked_for_must_be_possible(self, tiny_bundle: Path) -> None:
         config = QUICK.model_copy(update={"runtimes": ("torch",)})
         with pytest.raises(BundleError, match="cannot run in torch here"):

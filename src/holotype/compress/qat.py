@@ -37,6 +37,9 @@ from holotype.progress import Tracker, note, track
 __all__ = ["Rounded", "train_rounded"]
 
 
+_SMALLEST = 1e-4  # so that biases which are all 0 learn too
+
+
 @dataclass(frozen=True)
 class Rounded:
     """The best file, its accuracy on validation, after which epoch (0: as it was before), and its proof."""
@@ -85,11 +88,22 @@ def train_rounded(
 
 
 def _optimizer(graph: TrainableGraph, config: RoundedConfig) -> torch.optim.Optimizer:
-    scales = [
-        {"params": [scale], "lr": config.scale_rate * float(scale.detach())} for scale in graph.scales()
+    """Rates are relative to the size of what learns.
+
+    With batch norm folded in, weights of one network are twenty times as large as another's, and a step of
+    Adam is as long as its rate, whatever they are (as You et al. 2017, LARS, for the layers of one network).
+    """
+    weights = [
+        {"params": [weight], "lr": config.learning_rate * max(_size(weight), _SMALLEST)}
+        for weight in graph.weights()
     ]
-    weights = {"params": list(graph.weights()), "lr": config.learning_rate}
-    return torch.optim.AdamW([weights, *scales], weight_decay=0.0)
+    scales = [{"params": [scale], "lr": config.scale_rate * _size(scale)} for scale in graph.scales()]
+    return torch.optim.AdamW([*weights, *scales], weight_decay=0.0)
+
+
+def _size(parameter: torch.Tensor) -> float:
+    """Root mean square."""
+    return float(parameter.detach().square().mean().sqrt())
 
 
 def _save(
@@ -186,7 +200,7 @@ def _epoch(
             if not math.isfinite(told + norm):
                 raise TrainingError(
                     f"loss {told:g} in epoch {epoch} of quantization-aware training",
-                    fix="use a smaller rate (--set qat.learning_rate=1e-5)",
+                    fix="use a smaller rate (--set qat.learning_rate=3e-5)",
                 )
             optimizer.step()
             with torch.no_grad():

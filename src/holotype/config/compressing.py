@@ -65,7 +65,9 @@ class RoundedConfig(BaseModel):
     model_config = FROZEN
 
     epochs: int = Field(4, ge=1, description="passes over the training images")
-    learning_rate: float = Field(3e-5, gt=0, description="of weights, falling to 0 over a cosine")
+    learning_rate: float = Field(
+        1e-4, gt=0, description="of weights, relative to the size of each layer's; falling to 0 over a cosine"
+    )
     scale_rate: float = Field(1e-4, gt=0, description="of the scales of activations, relative to their size")
 
 
