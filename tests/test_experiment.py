@@ -104,6 +104,33 @@ def test_one_process_that_was_lost_condemns_nobody(tmp_path: Path) -> None:
     assert not seen(tmp_path, [*rows, *others], {}, Rule(share=0.1)).fails_more
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_what_was_in_flight_then_condemns_nobody_either(tmp_path: Path, shadow: bool) -> None:
+    """A whole batch went with it, which the server writes down under one key."""
+    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
+    others, _ = answers("challenger", count=900 if shadow else 100, failing=64, accuracy=0.9, seed=1)
+    if shadow:
+        for one, other in zip(rows, others, strict=True):
+            other["id"] = other["key"] = one["id"]
+    for other in others[:64]:
+        other["key"] = "the end of a process"
+    found = seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow))
+    assert found.challenger.failed == 64
+    assert not found.fails_more
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_processes_that_are_lost_again_and_again_do(tmp_path: Path, shadow: bool) -> None:
+    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
+    others, _ = answers("challenger", count=900 if shadow else 100, failing=60, accuracy=0.9, seed=1)
+    if shadow:
+        for one, other in zip(rows, others, strict=True):
+            other["id"] = other["key"] = one["id"]
+    for number, other in enumerate(others[:60]):
+        other["key"] = f"end {number // 4}"
+    assert seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow)).fails_more
+
+
 def test_a_key_that_fails_again_and_again_is_one(tmp_path: Path) -> None:
     rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
     others, _ = answers("challenger", count=100, failing=0, accuracy=0.9, seed=1)

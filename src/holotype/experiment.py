@@ -33,7 +33,7 @@ __all__ = [
 
 ArmName = Literal["champion", "challenger"]
 
-_FEW_FAILURES = 5  # so many of the challenger's may be one process that was lost
+_FEW_FAILURES = 5  # keys, or lost processes with all they took: so many may be chance
 
 
 class Rule(BaseModel):
@@ -68,7 +68,8 @@ class ArmStatus:
 
     What was assigned to an arm is a key: of its labelled images only the first counts, since answers to one
     key are not independent. An image that the challenger failed on is a wrong answer, whoever answered it
-    then. A client of a champion that fails has no answer to label: these count as failures only.
+    then, and all that one lost process took with it are one key. A client of a champion that fails has no
+    answer to label: these count as failures only. Keys that found no process of their arm are in neither.
     """
 
     answers: int

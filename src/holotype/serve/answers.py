@@ -111,13 +111,17 @@ class Moments(BaseModel):
 
 
 class Outcome(BaseModel):
-    """A reply and what an inference process knows beside it; `brightness` is its pixels' mean, 0 ... 1."""
+    """A reply and what an inference process knows beside it; `brightness` is its pixels' mean, 0 ... 1.
+
+    `lost` names the end of a process that took this image with it, and others of the same name.
+    """
 
     model_config = _FROZEN
 
     reply: Answer | Failed
     moments: Moments | None = None
     brightness: float | None = None
+    lost: str | None = None
 
 
 class Done(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -172,9 +173,9 @@ class Pool:
             self._dispatch()
         self.listener(news)
 
-    def _over(self, job: Job, status: int, detail: str) -> None:
+    def _over(self, job: Job, status: int, detail: str, *, lost: str | None = None) -> None:
         self.line.move(job, "over")
-        job.fail(status, detail)
+        job.fail(status, detail, lost=lost)
 
     async def _keep_one(self, first: asyncio.Future[Served]) -> None:
         """Start a process, and another one whenever it is lost."""
@@ -231,10 +232,11 @@ class Pool:
         """What a lost process was inferring is lost; what it was only given goes to the head of the line."""
         left = [flight.job for flight in process.flights.values()]
         process.flights.clear()
+        loss = uuid.uuid4().hex
         for job in reversed(left):
             job.attempts += 1
             if job.stage == "executing" or (job.stage == "waiting" and job.attempts >= _ATTEMPTS):
-                self._over(job, 503, "the inference process of this image was lost")
+                self._over(job, 503, "the inference process of this image was lost", lost=loss)
             elif job.stage == "waiting":
                 self._waiting.appendleft(job)
         self._dispatch()
