@@ -219,6 +219,8 @@ class Pool:
         self._assignment = replace(self._assignment, bundle_hash=process.served.bundle)
         self.served = self.served or process.served
         self._ready.append(process)
+        if self.closing and not process.lost.done():  # in this very turn: `close` has not seen it
+            process.lost.set_result(_CLOSING)
         if not first.done():
             first.set_result(process.served)
         self._dispatch()
@@ -234,6 +236,9 @@ class Pool:
         process.flights.clear()
         loss = uuid.uuid4().hex
         for job in reversed(left):
+            if self.closing:  # nobody would take it from the line again
+                self._over(job, 503, _CLOSING)
+                continue
             job.attempts += 1
             if job.stage == "executing" or (job.stage == "waiting" and job.attempts >= _ATTEMPTS):
                 self._over(job, 503, "the inference process of this image was lost", lost=loss)
