@@ -140,6 +140,23 @@ def test_a_key_that_fails_again_and_again_is_one(tmp_path: Path) -> None:
     assert not found.fails_more
 
 
+@pytest.mark.parametrize(("shadow", "verdict"), [(True, "promote"), (False, "too slow")])
+def test_a_shadow_has_no_latency_to_speak_of(tmp_path: Path, shadow: bool, verdict: str) -> None:
+    """It answers at the lowest priority, when nobody else is to be answered."""
+    rows, labels = answers("champion", count=1000, failing=0, accuracy=0.6, seed=0)
+    others, more = answers("challenger", count=1000, failing=0, accuracy=0.9, seed=1)
+    for one, other in zip(rows, others, strict=True):
+        other["milliseconds"] = 500.0
+        if shadow:
+            other["id"] = other["key"] = one["id"]
+    found = seen(
+        tmp_path, [*rows, *others], labels if shadow else labels | more, Rule(share=0.5, shadow=shadow)
+    )
+    assert found.verdict == "better"
+    assert found.too_slow == (not shadow)
+    assert verdict in found.advice
+
+
 def test_how_late_it_was_counts_and_how_fast_it_failed_does_not(tmp_path: Path) -> None:
     rows = [row("champion", "shirt") for _ in range(100)]
     late = [row("challenger", None, milliseconds=5000.0) for _ in range(20)]

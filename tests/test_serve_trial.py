@@ -279,6 +279,21 @@ def test_a_challenger_that_is_late_is_slow_and_not_the_champion(tmp_path: Path) 
         assert status["too_slow"]
 
 
+def test_a_shadow_that_had_no_time_has_not_failed(tmp_path: Path) -> None:
+    champion = write_tiny_bundle(tmp_path / "champion").path
+    challenger = write_tiny_bundle(tmp_path / "challenger", policy=Policy(temperature=3.0)).path
+    env = {"HOLOTYPE_ADMIN_KEY": "boss"}
+    settings = rule(tmp_path, shadow=True) | {"deadline_seconds": 1, "stuck_seconds": 60}
+    with serving(champion, challenger=challenger, folder=tmp_path, env=env, **settings) as server:
+        (model,) = server.client.get("/admin/models", headers={"X-API-Key": "boss"}).json()["models"]
+        with stalled(*model["challenger"]["processes"]):
+            assert server.predict(picture()).status_code == 200
+            time.sleep(1.5)
+        wait_for(lambda: server.client.get("/experiment").json()["skipped"] == 1, "deadline")
+        status = server.client.get("/experiment").json()
+        assert status["challenger"]["keys"] == status["challenger"]["failed"] == failures(server) == 0
+
+
 def test_the_database_may_come_later(tmp_path: Path) -> None:
     champion = write_tiny_bundle(tmp_path / "champion").path
     challenger = write_tiny_bundle(tmp_path / "challenger", policy=Policy(temperature=3.0)).path

@@ -195,9 +195,21 @@ class Trial:
             note(f"experiment {self.experiment}: the challenger is {status.verdict}, and is live now")
 
     async def _take_down(self, jobs: Sequence[Job], ids: Sequence[str], *, unit: bytes) -> None:
+        """Write down the answers of the shadow; that it had no time for some is no failure of its."""
         began = time.monotonic()
         turn = self.turn(unit, arm="challenger")
         outcomes = await asyncio.gather(*(job.reply for job in jobs))
         if self.over:
             return
-        self.challenged(outcomes, turn, ids=ids, seconds=time.monotonic() - began)
+        seen = [
+            (outcome, identity)
+            for outcome, identity in zip(outcomes, ids, strict=True)
+            if not (isinstance(outcome.reply, Failed) and outcome.reply.error.status == 504)
+        ]
+        self.skipped += len(outcomes) - len(seen)
+        self.challenged(
+            [outcome for outcome, _ in seen],
+            turn,
+            ids=[identity for _, identity in seen],
+            seconds=time.monotonic() - began,
+        )
