@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Predictions",
     "Problem",
+    "ProtocolProblem",
     "Reply",
     "Served",
     "failed",
@@ -76,6 +77,12 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+
+class ProtocolProblem(Problem):
+    """An error of the Open Inference Protocol, which has a member of its own for what went wrong."""
+
+    error: str = Field(description="the detail once more, where clients of the protocol look for it")
 
 
 class Failed(BaseModel):

@@ -55,9 +55,10 @@ def is_crowded_out(scope: Scope) -> bool:
     return _CROWDED in scope.get("state", ()) and scope["path"] not in HEALTH
 
 
-def crowded() -> Response:
+def crowded(path: str = "") -> Response:
     """What such a request is told."""
-    return problem(503, "too many connections", headers={"Retry-After": "1", "Connection": "close"})
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return problem(503, "too many connections", path=path, headers=headers)
 
 
 async def close_the_slow(server: uvicorn.Server, *, settings: ServeSettings) -> None:
