@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -80,6 +81,25 @@ class TestStatus:
         assert (found["verdict"], found["difference"]["value"]) == ("better", pytest.approx(0.5))
         assert found["rule"]["least"] == 5
         assert found["pending"] == 0
+
+    def test_the_latest_database_is_the_one_written_last(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Though its rows are still in the write-ahead log, and another file is younger."""
+        monkeypatch.setenv("HOLOTYPE_CACHE", str(tmp_path))
+        folder = tmp_path / "experiments"
+        folder.mkdir()
+        engines = {name: connect(f"sqlite:///{folder / name}.db") for name in ("busy", "idle")}
+        for name, engine in engines.items():
+            record_rule(engine, name * 4, Rule())
+        engines["idle"].dispose()
+        with engines["busy"].connect():
+            for age, file in enumerate(("busy.db-wal", "idle.db", "busy.db")):
+                os.utime(folder / file, (1e9 - age, 1e9 - age))
+            done = holotype("ab", "status", "--json")
+        engines["busy"].dispose()
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["experiment"] == "busy" * 4
 
     def test_people_can_read_it(self, url: str) -> None:
         done = holotype("ab", "status", "--database", url, "--experiment", EXPERIMENT)

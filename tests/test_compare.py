@@ -19,14 +19,15 @@ from holotype.compare import compare, judge
 from holotype.compare.contract import Comparison, Side
 from holotype.config import CompareConfig
 from holotype.errors import BundleError
-from holotype.metrics import Predictions, images_needed, mcnemar, paired_metric
+from holotype.metrics import Predictions, binomial_bounds, images_needed, mcnemar, paired_metric
 from holotype.runtime import load_onnx
 from tiny import CLASSES, golden_images, tiny_model, write_tiny_bundle
 
 SIDE = Side(
-    bundle="b", hash="h", accuracy=0.9, macro_f1=0.9, bytes=1, runtime="r", precision="p", latency_ms=None,
+    bundle="a", hash="a", accuracy=0.9, macro_f1=0.9, bytes=1, runtime="r", precision="p", latency_ms=None,
     throughput=None,
 )  # fmt: skip
+OTHER = SIDE.model_copy(update={"bundle": "b", "hash": "b"})
 
 
 def answers(right: np.ndarray, *, classes: int = 4, seed: int = 0) -> Predictions:
@@ -42,7 +43,7 @@ def answers(right: np.ndarray, *, classes: int = 4, seed: int = 0) -> Prediction
 
 
 def said(a: np.ndarray, b: np.ndarray, *, margin: float = 0.01) -> Comparison:
-    return judge(answers(a), answers(b), sides=[SIDE, SIDE], dataset="d", split="test", margin=margin)
+    return judge(answers(a), answers(b), sides=[SIDE, OTHER], dataset="d", split="test", margin=margin)
 
 
 class TestVerdict:
@@ -64,6 +65,36 @@ class TestVerdict:
 
     def test_a_loss_inside_the_margin_is_not_worse(self) -> None:
         assert said(*self.pair(12, 2), margin=0.03).verdict == "not worse"
+
+    @pytest.mark.parametrize("margin", [0.01, 0.05])
+    def test_few_images_tell_nothing_even_where_none_is_lost(self, margin: float) -> None:
+        """Until exact bounds say so, which is the number of images that it asks for."""
+        few = said(*self.pair(0, 0, both=40, neither=10), margin=margin)
+        assert (few.verdict, few.mcnemar_p, few.flips) == ("can't tell", 1.0, ())
+        assert few.difference.low < -margin < 0 < few.difference.high
+        assert few.needed_images is not None
+        assert f"about {few.needed_images} images would tell" in few.reason
+        for images, verdict in ((few.needed_images, "not worse"), (few.needed_images - 1, "can't tell")):
+            assert said(*self.pair(0, 0, both=images, neither=0), margin=margin).verdict == verdict
+
+    def test_a_loss_of_a_whole_margin_is_rarely_taken_for_none(self) -> None:
+        """B is wrong about one image of a hundred, and A about none: 2.5 % of the sets may hide that."""
+        rng = np.random.default_rng(0)
+        for images in (100, 400, 1000):
+            lost = np.unique(rng.binomial(images, 0.01, size=4000), return_counts=True)
+            hidden = sum(
+                int(count)
+                for only_a, count in zip(*lost, strict=True)
+                if said(*self.pair(int(only_a), 0, both=images - int(only_a), neither=0)).verdict
+                not in ("can't tell", "worse")
+            )
+            assert hidden / 4000 < 0.035
+
+    def test_the_same_bundle_cannot_lose_anything(self) -> None:
+        a, b = self.pair(0, 0, both=8, neither=2)
+        found = judge(answers(a), answers(b), sides=[SIDE, SIDE], dataset="d", split="test", margin=0.01)
+        assert (found.verdict, found.difference.low, found.needed_images) == ("not worse", 0.0, None)
+        assert all(one.difference.low == one.difference.high == 0 for one in found.classes)
 
     def test_equal_answers(self) -> None:
         found = said(*self.pair(0, 0))
@@ -101,7 +132,14 @@ class TestStatistics:
         assert few is not None
         assert many is not None
         assert 20 < many / few < 30
-        assert images_needed(0.0, 0.0, margin=0.01) is None
+        assert images_needed(0.0, 0.0, margin=0.0) is None
+
+    @pytest.mark.parametrize(("margin", "least"), [(0.01, 368), (0.02, 183), (0.05, 72)])
+    def test_never_fewer_than_exact_bounds_need(self, margin: float, least: int) -> None:
+        assert binomial_bounds(0, least, confidence=0.975)[1] < margin
+        assert binomial_bounds(0, least - 1, confidence=0.975)[1] >= margin
+        assert images_needed(0.0, 0.0, margin=margin) == least
+        assert images_needed(0.1, 0.1, margin=margin) == least
 
 
 def leaning(target: Path, *bias: float) -> Path:
@@ -134,12 +172,13 @@ class TestExitCodes:
     """Of bundles whose answers are known beforehand."""
 
     @pytest.mark.parametrize(
-        ("a", "b", "verdict", "code"),
+        ("a", "b", "margin", "verdict", "code"),
         [
-            ((0, 0, 0), (0, 0, 0), "not worse", 0),
-            ((3, 3, 0), (0, 0, 0), "better", 0),
-            ((0, 0, 0), (3, 3, 0), "worse", 3),
-            ((3, 0, 0), (0, 3, 0), "can't tell", 4),  # each takes the dark ones of the others for its own
+            ((0, 0, 0), (0.1, 0, 0), 10, "not worse", 0),  # 45 images show no less
+            ((0, 0, 0), (0.1, 0, 0), 1, "can't tell", 4),
+            ((3, 3, 0), (0, 0, 0), 1, "better", 0),
+            ((0, 0, 0), (3, 3, 0), 1, "worse", 3),
+            ((3, 0, 0), (0, 3, 0), 1, "can't tell", 4),  # each takes the dark ones of the others for its own
         ],
     )
     def test_they_are_the_verdict(
@@ -149,11 +188,13 @@ class TestExitCodes:
         capsys: pytest.CaptureFixture[str],
         a: tuple[float, ...],
         b: tuple[float, ...],
+        margin: int,
         verdict: str,
         code: int,
     ) -> None:
         first, second = leaning(tmp_path / "a", *a), leaning(tmp_path / "b", *b)
         asked = ["compare", str(first), str(second), "--data", str(colours), "--split", "test"]
+        asked += ["--margin", str(margin)]
         assert run([*asked, "--out", str(tmp_path / "out"), "--json", "--set", "measure=false"]) == code
         found = json.loads(capsys.readouterr().out)
         assert found["verdict"] == verdict

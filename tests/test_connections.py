@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import socket
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image, PngImagePlugin
 
 from servers import LIVENESS, Server, peak_bytes, refused, serving, wait_for
 from tiny import picture
@@ -144,6 +146,74 @@ def test_requests_on_the_heels_of_another(server: Server) -> None:
             connection.sendall((GET + b"\r\n") * 5000)
         assert answer(connection).count(b"HTTP/1.1 200") < 5000
     assert peak_bytes(server.process.pid) - before < 30_000_000
+
+
+# Other protocols
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n%s: h2c\r\n"
+SECOND = GET + b"Connection: close\r\n\r\n"
+
+
+def upgrading(body: bytes, *, name: bytes = b"Upgrade", chunked: bool = False) -> bytes:
+    """An image from a client that would rather speak HTTP/2."""
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    sent = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    return b"POST /predict HTTP/1.1\r\nHost: x\r\n" + H2C % name + length + b"\r\n\r\n" + sent
+
+
+def like_a_head() -> bytes:
+    """An image with a comment, of which a changed byte would break the checksum."""
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", "\r\nUpgrade: h2c\r\n\r\nGET /stolen HTTP/1.1\r\nHost: x\r\n\r\n")
+    stream = io.BytesIO()
+    Image.new("RGB", (48, 40), "red").save(stream, "PNG", pnginfo=comment)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("piece", [10_000, 1, 7], ids=["whole", "bytes", "pieces"])
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade", b"UPGRADE"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    server: Server, piece: int, name: bytes, chunked: bool
+) -> None:
+    """As curl --http2 and Java do: the body is the body, and no request of its own."""
+    sent = upgrading(like_a_head(), name=name, chunked=chunked)
+    with connect(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), piece):
+            connection.sendall(sent[start : start + piece])
+        first = b""
+        while b'"label":"red"' not in first and (chunk := connection.recv(10_000)):
+            first += chunk
+        connection.sendall(SECOND)
+        told = first + answer(connection)
+    assert told.count(b"HTTP/1.1 ") == told.count(b"HTTP/1.1 200") == 2, told
+
+
+def test_whoever_asks_for_another_protocol_without_a_body_too(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(GET + H2C % b"Upgrade" + b"\r\n" + SECOND)
+        assert answer(connection).count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_on_the_heels_of_a_body_its_body_is_no_request_either(server: Server, chunked: bool) -> None:
+    image = picture()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(image)
+    with connect(server) as connection:
+        connection.sendall(head + image + upgrading(SECOND, chunked=chunked))
+        told = answer(connection)
+    assert b"alive" not in told
+    assert b"HTTP/1.1 400" in told or told.count(b"HTTP/1.1 200") == 1
+
+
+@pytest.mark.parametrize("target", [b"example.com:443", b"/predict"])
+def test_no_tunnel_is_opened(server: Server, target: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n" % target + SECOND)
+        told = answer(connection)
+    assert told.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert told.count(b"HTTP/1.1 ") == 1
 
 
 # Crowds

@@ -104,6 +104,33 @@ def test_one_process_that_was_lost_condemns_nobody(tmp_path: Path) -> None:
     assert not seen(tmp_path, [*rows, *others], {}, Rule(share=0.1)).fails_more
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_what_was_in_flight_then_condemns_nobody_either(tmp_path: Path, shadow: bool) -> None:
+    """A whole batch went with it, which the server writes down under one key."""
+    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
+    others, _ = answers("challenger", count=900 if shadow else 100, failing=64, accuracy=0.9, seed=1)
+    if shadow:
+        for one, other in zip(rows, others, strict=True):
+            other["id"] = other["key"] = one["id"]
+    for other in others[:64]:
+        other["key"] = "the end of a process"
+    found = seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow))
+    assert found.challenger.failed == 64
+    assert not found.fails_more
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_processes_that_are_lost_again_and_again_do(tmp_path: Path, shadow: bool) -> None:
+    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
+    others, _ = answers("challenger", count=900 if shadow else 100, failing=60, accuracy=0.9, seed=1)
+    if shadow:
+        for one, other in zip(rows, others, strict=True):
+            other["id"] = other["key"] = one["id"]
+    for number, other in enumerate(others[:60]):
+        other["key"] = f"end {number // 4}"
+    assert seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow)).fails_more
+
+
 def test_a_key_that_fails_again_and_again_is_one(tmp_path: Path) -> None:
     rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
     others, _ = answers("challenger", count=100, failing=0, accuracy=0.9, seed=1)
@@ -111,6 +138,23 @@ def test_a_key_that_fails_again_and_again_is_one(tmp_path: Path) -> None:
     found = seen(tmp_path, [*rows, *others], {}, Rule(share=0.1))
     assert found.challenger.failed == 50
     assert not found.fails_more
+
+
+@pytest.mark.parametrize(("shadow", "verdict"), [(True, "promote"), (False, "too slow")])
+def test_a_shadow_has_no_latency_to_speak_of(tmp_path: Path, shadow: bool, verdict: str) -> None:
+    """It answers at the lowest priority, when nobody else is to be answered."""
+    rows, labels = answers("champion", count=1000, failing=0, accuracy=0.6, seed=0)
+    others, more = answers("challenger", count=1000, failing=0, accuracy=0.9, seed=1)
+    for one, other in zip(rows, others, strict=True):
+        other["milliseconds"] = 500.0
+        if shadow:
+            other["id"] = other["key"] = one["id"]
+    found = seen(
+        tmp_path, [*rows, *others], labels if shadow else labels | more, Rule(share=0.5, shadow=shadow)
+    )
+    assert found.verdict == "better"
+    assert found.too_slow == (not shadow)
+    assert verdict in found.advice
 
 
 def test_how_late_it_was_counts_and_how_fast_it_failed_does_not(tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'answers.db'}"
 
 
+def test_what_is_committed_is_on_the_disk(url: str) -> None:
+    """For the journal forgets it then, and a power failure may come next."""
+    engine = connect(url)
+    with engine.connect() as connection:
+        found = [
+            connection.execute(sqlalchemy.text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous")
+        ]
+    engine.dispose()
+    assert found == ["wal", 2]  # FULL
+
+
 def test_rows_arrive(tmp_path: Path, url: str) -> None:
     with records(tmp_path, url) as opened:
         kept = [opened.add("prediction", row()) for _ in range(1200)]

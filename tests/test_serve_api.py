@@ -121,10 +121,13 @@ class TestAnswer:
 
 
 class TestInferenceProtocol:
-    def infer(self, server: Server, *images: bytes, **changes: Any) -> httpx.Response:
+    def infer(
+        self, server: Server, *images: bytes, wanted: list[str] | None = None, **changes: Any
+    ) -> httpx.Response:
         data = [base64.b64encode(image).decode() for image in images]
         tensor = {"name": "images", "shape": [len(data)], "datatype": "BYTES", "data": data, **changes}
-        return server.client.post("/v2/models/colours/infer", json={"id": "7", "inputs": [tensor]})
+        outputs = {} if wanted is None else {"outputs": [{"name": name} for name in wanted]}
+        return server.client.post("/v2/models/colours/infer", json={"id": "7", "inputs": [tensor], **outputs})
 
     def test_metadata(self, server: Server) -> None:
         assert server.client.get("/v2/health/live").json() == {"live": True}
@@ -134,6 +137,22 @@ class TestInferenceProtocol:
         assert found["inputs"] == [{"name": "images", "datatype": "BYTES", "shape": [-1]}]
         assert server.client.get("/v2/models/colours/ready").json()["ready"]
         refused(server.client.get("/v2/models/none"), 404)
+        # No version is offered, since none has an address of its own.
+        assert "versions" not in found
+        refused(server.client.get("/v2/models/colours/versions/1"), 404)
+
+    @pytest.mark.parametrize(
+        "wanted", [["label"], ["probabilities", "label"], ["label", "sure", "probabilities"], []]
+    )
+    def test_outputs_are_those_that_are_asked_for(self, server: Server, wanted: list[str]) -> None:
+        told = self.infer(server, picture("blue"), wanted=wanted).json()["outputs"]
+        assert {one["name"] for one in told} == set(wanted or ["label", "sure", "probabilities"])
+        assert [one["data"] for one in told if one["name"] == "label"] == [["blue"]]
+
+    def test_an_output_that_there_is_not_is_refused(self, server: Server) -> None:
+        told = refused(self.infer(server, picture(), wanted=["label", "embedding"]), 400)
+        assert "there are label, sure, probabilities" in told
+        refused(self.infer(server, picture(), wanted=["id"]), 400)  # nothing is kept here
 
     def test_answers_are_those_of_predict(self, server: Server) -> None:
         body = self.infer(server, picture("green"), picture("blue")).json()
@@ -202,16 +221,17 @@ def test_examples_of_the_document_are_what_it_says(server: Server) -> None:
     load = document["components"]["schemas"]["_Load"]["properties"]
     assert all(one["examples"] for one in load.values())
     problems = [
-        (status, media["application/problem+json"]["example"])
-        for path in paths.values()
+        (address, status, media["application/problem+json"]["example"])
+        for address, path in paths.items()
         for operation in path.values()
         for status, response in operation["responses"].items()
         if "application/problem+json" in (media := response.get("content", {}))
     ]
     assert len(problems) > 50
-    real = server.client.get("/v2/models/none").json()
-    for status, example in problems:
-        assert set(example) == set(real)
+    real = {protocol: server.client.get(f"{protocol}/none").json() for protocol in ("", "/v2")}
+    assert set(real["/v2"]) == {*real[""], "error"}
+    for address, status, example in problems:
+        assert set(example) == set(real["/v2" if address.startswith("/v2") else ""])
         assert str(example["status"]) == status
     promoted = paths["/admin/models/{name}/promote"]["post"]["responses"]["200"]["content"][
         "application/json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,50 @@ def test_a_challenger_that_fails_is_sent_away(tmp_path: Path, shadow: bool) -> N
         assert live(server) == open_bundle(champion).hash
 
 
+def test_an_outage_of_the_challenger_is_no_failure_of_each_key(tmp_path: Path) -> None:
+    """Its process cannot be started again for a while. Nobody notices, and afterwards it has its chance."""
+    champion = write_tiny_bundle(tmp_path / "champion").path
+    challenger = write_tiny_bundle(tmp_path / "challenger", policy=Policy(temperature=3.0)).path
+    boss, settings = {"X-API-Key": "boss"}, rule(tmp_path, share=0.5)
+
+    def processes(server: Server) -> list[int]:
+        (model,) = server.client.get("/admin/models", headers=boss).json()["models"]
+        return list(model["challenger"]["processes"])
+
+    def ask(server: Server, *, first: int, last: int) -> None:
+        for number in range(first, last):
+            key = {"X-Holotype-Key": f"user-{number}"}
+            assert server.client.post("/predict", content=picture(), headers=key).status_code == 200
+
+    def status(server: Server, *, keys: int) -> dict[str, Any]:
+        def counted() -> bool:
+            found = server.client.get("/experiment").json()
+            return bool(found["champion"]["keys"] + found["challenger"]["keys"] == keys)
+
+        wait_for(counted, "rows")
+        return dict(server.client.get("/experiment").json())
+
+    env = {"HOLOTYPE_ADMIN_KEY": "boss"}
+    with serving(champion, challenger=challenger, folder=tmp_path, env=env, **settings) as server:
+        (lost,) = processes(server)
+        challenger.rename(tmp_path / "away")
+        os.kill(lost, signal.SIGKILL)
+        wait_for(lambda: not processes(server), "loss")
+        ask(server, first=0, last=60)
+        assert failures(server) > 20
+        during = status(server, keys=60 - failures(server))
+        assert during["challenger"]["keys"] == during["challenger"]["failed"] == 0
+        assert not during["fails_more"]
+        assert during["ratio_is_off"], "an outage shows, and nothing is promoted in it"
+        (tmp_path / "away").rename(challenger)
+        wait_for(lambda: bool(processes(server)), "another process")
+        missing = failures(server)
+        ask(server, first=60, last=120)
+        after = status(server, keys=120 - missing)
+        assert after["challenger"]["answers"] > 20
+        assert not after["fails_more"]
+
+
 def test_a_challenger_that_is_late_is_slow_and_not_the_champion(tmp_path: Path) -> None:
     """Who asks has the champion's answer in time, and that the challenger was waited for is not its time."""
     champion = write_tiny_bundle(tmp_path / "champion").path
@@ -231,6 +277,21 @@ def test_a_challenger_that_is_late_is_slow_and_not_the_champion(tmp_path: Path) 
         assert status["challenger"]["p95_ms"] > 1400
         assert status["champion"]["p95_ms"] < 1400
         assert status["too_slow"]
+
+
+def test_a_shadow_that_had_no_time_has_not_failed(tmp_path: Path) -> None:
+    champion = write_tiny_bundle(tmp_path / "champion").path
+    challenger = write_tiny_bundle(tmp_path / "challenger", policy=Policy(temperature=3.0)).path
+    env = {"HOLOTYPE_ADMIN_KEY": "boss"}
+    settings = rule(tmp_path, shadow=True) | {"deadline_seconds": 1, "stuck_seconds": 60}
+    with serving(champion, challenger=challenger, folder=tmp_path, env=env, **settings) as server:
+        (model,) = server.client.get("/admin/models", headers={"X-API-Key": "boss"}).json()["models"]
+        with stalled(*model["challenger"]["processes"]):
+            assert server.predict(picture()).status_code == 200
+            time.sleep(1.5)
+        wait_for(lambda: server.client.get("/experiment").json()["skipped"] == 1, "deadline")
+        status = server.client.get("/experiment").json()
+        assert status["challenger"]["keys"] == status["challenger"]["failed"] == failures(server) == 0
 
 
 def test_the_database_may_come_later(tmp_path: Path) -> None:

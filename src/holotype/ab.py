@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from pathlib import Path
 
 import sqlalchemy
@@ -97,9 +98,17 @@ def _folder() -> Path:
 
 
 def _latest_database() -> str:
-    files = sorted(_folder().glob("*.db"), key=lambda file: file.stat().st_mtime)
+    files = sorted(_folder().glob("*.db"), key=_written)
     if not files:
         raise ConfigError(
             "no server here kept an experiment", where=_folder(), fix="name its database with --database"
         )
     return f"sqlite:///{files[-1]}"  # as the server names it
+
+
+def _written(file: Path) -> float:
+    """When a database was last written to; what is new is in its write-ahead log first."""
+    moments = [file.stat().st_mtime]
+    with suppress(FileNotFoundError):  # it goes with the last connection
+        moments.append(file.with_name(f"{file.name}-wal").stat().st_mtime)
+    return max(moments)

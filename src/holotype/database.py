@@ -100,7 +100,8 @@ def connect(url: str) -> sqlalchemy.Engine:
 
 
 def _in_wal(connection: Any, _: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=3000"):
+    # The journal forgets what was committed, so that has to be on the disk: NORMAL would leave it to chance.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=3000"):
         connection.execute(f"PRAGMA {pragma}")
 
 

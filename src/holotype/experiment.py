@@ -33,7 +33,7 @@ __all__ = [
 
 ArmName = Literal["champion", "challenger"]
 
-_FEW_FAILURES = 5  # so many of the challenger's may be one process that was lost
+_FEW_FAILURES = 5  # keys, or lost processes with all they took: so many may be chance
 
 
 class Rule(BaseModel):
@@ -57,7 +57,9 @@ class Rule(BaseModel):
     )
     least: int = Field(100, ge=1, description="labelled answers of each arm before any verdict")
     slower: float = Field(
-        1.5, gt=1, description="ratio of the 95 % latencies beyond which nothing is promoted"
+        1.5,
+        gt=1,
+        description="ratio of the 95 % latencies beyond which nothing is promoted; not looked at in a shadow",
     )
 
 
@@ -68,7 +70,8 @@ class ArmStatus:
 
     What was assigned to an arm is a key: of its labelled images only the first counts, since answers to one
     key are not independent. An image that the challenger failed on is a wrong answer, whoever answered it
-    then. A client of a champion that fails has no answer to label: these count as failures only.
+    then, and all that one lost process took with it are one key. A client of a champion that fails has no
+    answer to label: these count as failures only. Keys that found no process of their arm are in neither.
     """
 
     answers: int
@@ -87,7 +90,8 @@ class ArmStatus:
 class Status:
     """What an experiment says now. `difference` is of accuracy, as a share, anytime-valid at `rule.alpha`.
 
-    So are the accuracies of both arms, each by itself; None where nobody told a label. `fails_more`: the
+    So are the accuracies of both arms, each by itself; None where nobody told a label. `too_slow` is never
+    said of a shadow, which answers at the lowest priority and when there is time. `fails_more`: the
     challenger fails for more keys than its share explains, which no accuracy makes up for.
     """
 
@@ -144,7 +148,8 @@ def judge(
     total = champion.keys + challenger.keys
     off = not rule.shadow and total > 0 and ratio_is_off(challenger.keys, total, share=rule.share)
     slow = (
-        champion.p95_ms is not None
+        not rule.shadow  # which has the lowest priority: its latency says nothing of the bundle
+        and champion.p95_ms is not None
         and challenger.p95_ms is not None
         and challenger.p95_ms > rule.slower * champion.p95_ms
     )

@@ -133,7 +133,10 @@ def _failures(engine: sqlalchemy.Engine, experiment: str) -> tuple[int, int]:
 
 
 def _failures_of_both(engine: sqlalchemy.Engine, experiment: str) -> tuple[int, int]:
-    """Of the keys that both arms were asked about: those that only one failed, and only the other."""
+    """Of the keys that both arms were asked about: those that only one failed, and only the other.
+
+    By the keys of the other: what one of its lost processes took with it is one.
+    """
     one, other = PREDICTIONS.alias(), PREDICTIONS.alias()
     first, second = (
         func.max(case((arm.c.label.is_(None), 1), else_=0)).label(name)
@@ -143,7 +146,7 @@ def _failures_of_both(engine: sqlalchemy.Engine, experiment: str) -> tuple[int, 
         select(first, second)
         .select_from(one.join(other, one.c.id == other.c.id))
         .where(one.c.experiment == experiment, one.c.arm == "champion", other.c.arm == "challenger")
-        .group_by(_key(one))
+        .group_by(_key(other))
         .subquery()
     )
     query = select(told.c.first, told.c.second, func.count()).group_by(told.c.first, told.c.second)

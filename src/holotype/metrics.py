@@ -27,12 +27,14 @@ __all__ = [
     "paired_metric",
     "per_class",
     "reliability_bins",
+    "with_exact_ends",
 ]
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 _RESAMPLES = 2000
+_ONE_SIDED = 0.975  # of each end of an interval of 95 %
 _BINS = 15
 
 
@@ -309,6 +311,20 @@ def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) ->
     return low, high
 
 
+def with_exact_ends(found: Interval, *, only_first: int, only_second: int, images: int) -> Interval:
+    """The paired interval of an accuracy, as wide at least as what exact bounds leave open.
+
+    A bootstrap knows only what was seen: where no image is lost, it says that none ever is, however few
+    there were. Not more is lost than the upper 97.5 % bound of the share that the first alone gets right
+    (Clopper & Pearson), less what was won; and the other way round.
+    """
+    most_lost, most_won = (
+        binomial_bounds(count, images, confidence=_ONE_SIDED)[1] for count in (only_first, only_second)
+    )
+    low, high = only_second / images - most_lost, most_won - only_first / images
+    return Interval(found.value, min(found.low, low), max(found.high, high))
+
+
 def paired_metric(
     first: Predictions, second: Predictions, *, metric: Literal["accuracy", "macro_f1"], seed: int = 0
 ) -> Interval:
@@ -350,10 +366,19 @@ def images_needed(difference: float, discordant: float, *, margin: float) -> int
     """About how many images would settle a difference: two-sided 95 %, power 80 % (Connor 1987).
 
     `discordant` is the share of images that one alone gets right. What is to be shown is the nearer of: not
-    worse by `margin`, and better than nothing. None where no number would do.
+    worse by `margin`, and better than nothing. Never fewer than exact bounds need for the margin where not
+    one image is lost. None where no number would do.
     """
+    least = _images_without_a_loss(margin)
     distance = max(abs(difference), abs(difference + margin))
     if distance == 0 or discordant == 0:
-        return None
+        return least
     spread = max(discordant - difference**2, 0.0)
-    return int(np.ceil((1.96 + 0.84) ** 2 * spread / distance**2))
+    return max(int(np.ceil((1.96 + 0.84) ** 2 * spread / distance**2)), least or 0)
+
+
+def _images_without_a_loss(margin: float) -> int | None:
+    """The smallest N of which 0 show, at 97.5 %, that fewer than `margin` are: (1 - margin)^N < 2.5 %."""
+    if margin <= 0:
+        return None
+    return 1 if margin >= 1 else int(np.floor(np.log(1 - _ONE_SIDED) / np.log1p(-margin))) + 1

@@ -23,6 +23,7 @@ from holotype.metrics import (
     mcnemar,
     paired_accuracy,
     paired_metric,
+    with_exact_ends,
 )
 from holotype.predictor import Predictor, load
 from holotype.progress import note
@@ -88,11 +89,14 @@ def judge(
     margin: float,
 ) -> Comparison:
     """The verdict about two sets of answers to the same images, in the same order and classes."""
+    same = sides[0].hash == sides[1].hash  # then nothing can be lost, however few images there are
     right = first.predicted == first.labels, second.predicted == second.labels
     only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    accuracy = paired_metric(first, second, metric="accuracy")
-    verdict = _verdict(accuracy, margin=margin)
     images = len(first.labels)
+    accuracy = paired_metric(first, second, metric="accuracy")
+    if not same:
+        accuracy = with_exact_ends(accuracy, only_first=only_a, only_second=only_b, images=images)
+    verdict = _verdict(accuracy, margin=margin)
     needed = (
         images_needed(accuracy.value, (only_a + only_b) / images, margin=margin)
         if verdict == "can't tell"
@@ -113,7 +117,7 @@ def judge(
         only_a=only_a,
         only_b=only_b,
         needed_images=needed,
-        classes=tuple(_classes(first, second)),
+        classes=tuple(_classes(first, second, same=same)),
         flips=tuple(_flips(first, second)),
         machine=machine_name(),
     )
@@ -195,17 +199,21 @@ def _estimate(interval: Interval) -> Estimate:
     return Estimate(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _classes(first: Predictions, second: Predictions) -> Iterator[ClassDifference]:
+def _classes(first: Predictions, second: Predictions, *, same: bool) -> Iterator[ClassDifference]:
     for place, name in enumerate(first.classes):
         own = first.labels == place
         if own.any():
             before, after = first.predicted[own] == place, second.predicted[own] == place
+            found = paired_accuracy(before, after)
+            if not same:
+                lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+                found = with_exact_ends(found, only_first=lost, only_second=won, images=len(before))
             yield ClassDifference(
                 name=name,
                 images=int(own.sum()),
                 recall_a=float(before.mean()),
                 recall_b=float(after.mean()),
-                difference=_estimate(paired_accuracy(before, after)),
+                difference=_estimate(found),
             )
 
 

@@ -60,8 +60,9 @@ class Flip(BaseModel):
 class Comparison(BaseModel):
     """What the same images say about B against A. `needed_images` is None where the verdict needs no more.
 
-    `difference` and `macro_f1` are B minus A as a share, with paired 95 % intervals; `only_a` and `only_b`
-    count the images that one alone gets right; `mcnemar_p` is of their balance.
+    `difference` and `macro_f1` are B minus A as a share, with paired 95 % intervals, that of the accuracy
+    never narrower than exact bounds; `only_a` and `only_b` count the images that one alone gets right;
+    `mcnemar_p` is of their balance.
     """
 
     model_config = _FROZEN

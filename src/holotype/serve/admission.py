@@ -47,8 +47,8 @@ class Job:
         if not self.reply.done():
             self.reply.set_result(outcome)
 
-    def fail(self, status: int, detail: str) -> None:
-        self.settle(Outcome(reply=failed(status, detail)))
+    def fail(self, status: int, detail: str, *, lost: str | None = None) -> None:
+        self.settle(Outcome(reply=failed(status, detail), lost=lost))
 
 
 class Line:

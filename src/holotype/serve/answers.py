@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "Predictions",
     "Problem",
+    "ProtocolProblem",
     "Reply",
     "Served",
     "failed",
@@ -78,6 +79,12 @@ class Problem(BaseModel):
     detail: str
 
 
+class ProtocolProblem(Problem):
+    """An error of the Open Inference Protocol, which has a member of its own for what went wrong."""
+
+    error: str = Field(description="the detail once more, where clients of the protocol look for it")
+
+
 class Failed(BaseModel):
     """The result of an image that has no answer, among others that have."""
 
@@ -111,13 +118,17 @@ class Moments(BaseModel):
 
 
 class Outcome(BaseModel):
-    """A reply and what an inference process knows beside it; `brightness` is its pixels' mean, 0 ... 1."""
+    """A reply and what an inference process knows beside it; `brightness` is its pixels' mean, 0 ... 1.
+
+    `lost` names the end of a process that took this image with it, and others of the same name.
+    """
 
     model_config = _FROZEN
 
     reply: Answer | Failed
     moments: Moments | None = None
     brightness: float | None = None
+    lost: str | None = None
 
 
 class Done(BaseModel):

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holotype.serve.admin import admin_router
-from holotype.serve.answers import Problem, Served
+from holotype.serve.answers import Problem, ProtocolProblem, Served
 from holotype.serve.classify import Asked, classify, predict_router
 from holotype.serve.connections import Shed, crowded, is_crowded_out
 from holotype.serve.desk import RETRY, Desk, line_is_full
@@ -119,7 +119,8 @@ def _described(describe: Callable[[], dict[str, Any]], desk: Desk) -> Callable[[
     def described() -> dict[str, Any]:
         document = describe()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = Problem.model_json_schema()
+        for shape in (Problem, ProtocolProblem):
+            schemas[shape.__name__] = shape.model_json_schema()
         served = None if desk.fleet is None else desk.fleet.default.live.served
         if desk.fleet is None or served is None:
             return document
@@ -144,7 +145,7 @@ class _Uncrowded:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (crowded() if is_crowded_out(scope) else self.app)(scope, receive, send)
+        await (crowded(scope["path"]) if is_crowded_out(scope) else self.app)(scope, receive, send)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _RESERVE = 64  # connections beyond the limit that may ask whether the server li
 _IDLE_SECONDS = 1.0  # before a connection without a request may have to make place for another
 _LINGER_SECONDS = 1.0  # to read what a client still sends after a refusal, so that it lives to read it
 _MOST_PIPELINED = 32  # requests of one connection that wait for the one before
+_UPGRADE, _IGNORED = b"upgrade:", b"ignored:"  # of one length, so that limits count the same
 _CROWDED = "holotype.crowded"  # in the state of a request that is one too many
 
 Shed = Callable[[Scope], Response | None]
@@ -54,9 +55,10 @@ def is_crowded_out(scope: Scope) -> bool:
     return _CROWDED in scope.get("state", ()) and scope["path"] not in HEALTH
 
 
-def crowded() -> Response:
+def crowded(path: str = "") -> Response:
     """What such a request is told."""
-    return problem(503, "too many connections", headers={"Retry-After": "1", "Connection": "close"})
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return problem(503, "too many connections", path=path, headers=headers)
 
 
 async def close_the_slow(server: uvicorn.Server, *, settings: ServeSettings) -> None:
@@ -145,6 +147,10 @@ class _Connection(HttpToolsProtocol):
 
     Trailers count as a head of their own, and are passed on to nobody. What `shed` refuses costs no task and
     passes no middleware: under overload that is most requests, and what they cost is taken from the answers.
+
+    Who asks for another protocol is answered in this one (RFC 9110, 7.8). The parser takes what follows such
+    a head for the other protocol, and then reads the body as requests: so it does not see the header, and
+    where it does, as on the heels of a body, the request is refused.
     """
 
     most_head: int
@@ -157,6 +163,8 @@ class _Connection(HttpToolsProtocol):
         self._unwanted = 0  # bytes of bodies whose requests were refused by their heads
         self._answered: RequestResponseCycle | None = None
         self._reading_head = True
+        self._at_line = True  # the parser was given whole lines so far
+        self._held = b""  # the beginning of a line that may turn out to ask for another protocol
         self._progress = 0  # heads and pieces of bodies so far
         self._without = 0  # bytes since the last of these
         self._refused = False
@@ -179,16 +187,39 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        data, self._held = self._held + data, b""
         while data and not (self._refused or self.transport.is_closing()):
-            # A head is fed up to its limit, a body as it comes.
-            room = self.most_head - self._without if self._reading_head else len(data)
-            piece, data = (data, b"") if room >= len(data) else (data[:room], data[room:])
+            piece, data = self._cut(data) if self._reading_head else (data, b"")
+            if not piece:
+                self._held = data
+                return
+            self._at_line = piece.endswith(b"\n")
             before = self._progress
             super().data_received(piece)
             self._without = 0 if self._progress != before else self._without + len(piece)
             if self._without >= self.most_head and not self._refused:
                 told = f"the head of a request is over the limit of {self.most_head:,} bytes"
                 self._refuse(problem(431, told, headers={"Connection": "close"}))
+
+    def _cut(self, data: bytes) -> tuple[bytes, bytes]:
+        """What of `data` the parser is given next, and the rest; nothing yet where a line has just begun.
+
+        It is given no more than a head may have, and ends before each line that seems to ask for another
+        protocol: only the parser knows whether that is still the head, where it is renamed, or the body.
+        """
+        if self._at_line:
+            begins = data[: len(_UPGRADE)].lower()
+            if begins == _UPGRADE:
+                data = _IGNORED + data[len(_UPGRADE) :]
+            elif _UPGRADE.startswith(begins):
+                return b"", data
+        piece = data[: self.most_head - self._without].lower()
+        end = piece.find(b"\n" + _UPGRADE) + 1
+        if not end:
+            last = piece.rfind(b"\n") + 1
+            begun = 0 < last < len(piece) and _UPGRADE.startswith(piece[last:])
+            end = last if begun else len(piece)
+        return data[:end], data[end:]
 
     def send_400_response(self, msg: str) -> None:
         """What the parser does not understand, in the shape of all errors."""
@@ -206,6 +237,8 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._reading_head = False
         self._progress += 1
+        if self.parser.should_upgrade():  # CONNECT too
+            raise ValueError("another protocol")  # the parser stops, and says 400
         if not self._crowd.ask(self):
             self.scope["state"][_CROWDED] = True
         super().on_headers_complete()

@@ -150,7 +150,7 @@ class Desk:
         if turn.arm == "challenger":
             outcomes = await self._try_challenger(images, version, turn, ids=ids, wish=wish, receive=receive)
             if outcomes is None:
-                # The experiment has its failure by now: that the champion stepped in is no merit of its arm.
+                # The experiment knows by now: that the champion stepped in is no merit of its arm.
                 turn, version = self._outside(model, unit=unit), model.live
                 began = time.monotonic()
         if outcomes is None:
@@ -185,23 +185,20 @@ class Desk:
         """What is on trial may fail or be slow, and nobody who asks shall notice: None where it is."""
         if self.trial is None:
             raise AssertionError("a challenger without a trial")
-        began = time.monotonic()
-        replies: list[Reply]
-        outcomes: list[Outcome] | None = None
         if not version.pool.ready:
-            replies = [failed(503, "no process of the challenger is running")] * len(images)
-        else:
-            try:
-                # Half of the time that there is, so that the champion has the rest.
-                deadline = began + self.settings.deadline_seconds / 2
-                outcomes = await self._run(images, version, wish=wish, receive=receive, deadline=deadline)
-                replies = [outcome.reply for outcome in outcomes]
-            except HTTPException as error:
-                if error.status_code != 504:
-                    raise
-                replies = [failed(504, str(error.detail))] * len(images)
-        self.trial.challenged(replies, turn, ids=ids, seconds=time.monotonic() - began)
-        return None if any(is_lost(reply) for reply in replies) else outcomes
+            self.trial.missed(len(images))
+            return None
+        began = time.monotonic()
+        try:
+            # Half of the time that there is, so that the champion has the rest.
+            deadline = began + self.settings.deadline_seconds / 2
+            outcomes = await self._run(images, version, wish=wish, receive=receive, deadline=deadline)
+        except HTTPException as error:
+            if error.status_code != 504:
+                raise
+            outcomes = [Outcome(reply=failed(504, str(error.detail)))] * len(images)
+        self.trial.challenged(outcomes, turn, ids=ids, seconds=time.monotonic() - began)
+        return None if any(is_lost(outcome.reply) for outcome in outcomes) else outcomes
 
     async def _run(
         self,

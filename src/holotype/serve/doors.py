@@ -56,12 +56,12 @@ class Doors:
         if path.startswith("/admin"):
             if self.keys.admin is None:
                 return problem(403, "administration is off: start the server with HOLOTYPE_ADMIN_KEY set")
-            return None if _opens(self.keys.admin, headers) else _locked()
+            return None if _opens(self.keys.admin, headers) else _locked(path)
         if self.keys.client is None or path in _OPEN or path.startswith("/page/"):
             return None
         if path in HEALTH and self.loopback:
             return None
-        return None if _opens(self.keys.client, headers) else _locked()
+        return None if _opens(self.keys.client, headers) else _locked(path)
 
 
 def is_loopback(host: str) -> bool:
@@ -79,5 +79,6 @@ def _opens(key: str, headers: Headers) -> bool:
     return hmac.compare_digest(given.encode("latin-1"), key.encode())
 
 
-def _locked() -> ASGIApp:
-    return problem(401, "the key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
+def _locked(path: str) -> ASGIApp:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return problem(401, "the key is missing or wrong", path=path, headers=headers)

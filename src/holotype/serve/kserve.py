@@ -35,6 +35,14 @@ class _Tensor(BaseModel):
     data: Annotated[list[str], FailFast(), Field(min_length=1, max_length=MOST_PARTS)]
 
 
+class _Wanted(BaseModel):
+    """An output that is asked for."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str
+
+
 class _Inference(BaseModel):
     """The body of an inference request."""
 
@@ -42,6 +50,7 @@ class _Inference(BaseModel):
 
     id: str | None = None
     inputs: Annotated[list[_Tensor], FailFast(), Field(min_length=1, max_length=1)]
+    outputs: Annotated[list[_Wanted] | None, Field(max_length=8)] = None
 
 
 _SCHEMA = {
@@ -66,6 +75,16 @@ _SCHEMA = {
                         "items": {"type": "string", "contentEncoding": "base64"},
                     },
                 },
+            },
+        },
+        "outputs": {
+            "type": ["array", "null"],
+            "maxItems": 8,
+            "description": "which outputs to return; all where none is named",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"enum": ["label", "sure", "probabilities", "id"]}},
             },
         },
     },
@@ -95,7 +114,7 @@ def kserve_router(desk: Desk) -> APIRouter:
     """The routes of the protocol."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
-    @router.get("", responses=documented(401))
+    @router.get("", responses=documented(401, protocol=True))
     async def server() -> dict[str, Any]:
         """Which server this is."""
         return {"name": "holotype", "version": desk.telemetry.version, "extensions": []}
@@ -105,33 +124,25 @@ def kserve_router(desk: Desk) -> APIRouter:
         """The server answers."""
         return {"live": True}
 
-    @router.get("/health/ready", responses=documented(401, 503))
+    @router.get("/health/ready", responses=documented(401, 503, protocol=True))
     async def ready() -> dict[str, bool]:
         """Images are being classified."""
         desk.model()
         return {"ready": True}
 
-    @router.get("/models/{name}", responses=documented(401, 404, 503))
+    @router.get("/models/{name}", responses=documented(401, 404, 503, protocol=True))
     async def metadata(name: Name) -> dict[str, Any]:
-        """What a model takes and gives."""
+        """What a model takes and gives. One version of a model answers, so there are none to choose from."""
         _, served = desk.model(name)
-        classes = len(served.classes)
-        identity = [] if desk.records is None else [{"name": "id", "datatype": "BYTES", "shape": [-1]}]
         return {
             "name": name,
-            "versions": [served.bundle],
             "platform": f"holotype_{served.runtime}",
             "inputs": [{"name": "images", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [
-                {"name": "label", "datatype": "BYTES", "shape": [-1]},
-                {"name": "sure", "datatype": "BOOL", "shape": [-1]},
-                {"name": "probabilities", "datatype": "FP64", "shape": [-1, classes]},
-                *identity,
-            ],
+            "outputs": _outputs(desk, classes=len(served.classes)),
             "parameters": {"classes": list(served.classes), "heat_maps": served.heat_maps},
         }
 
-    @router.get("/models/{name}/ready", responses=documented(401, 404, 503))
+    @router.get("/models/{name}/ready", responses=documented(401, 404, 503, protocol=True))
     async def model_ready(name: Name) -> dict[str, Any]:
         """A model answers."""
         desk.model(name)
@@ -141,7 +152,7 @@ def kserve_router(desk: Desk) -> APIRouter:
         "/models/{name}/infer",
         responses={
             200: {"content": {"application/json": {"example": _TOLD}}},
-            **documented(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+            **documented(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504, protocol=True),
         },
         openapi_extra={
             "requestBody": {
@@ -153,13 +164,15 @@ def kserve_router(desk: Desk) -> APIRouter:
     async def infer(name: Name, request: Request) -> Response:
         """Classify images; an image that cannot be answered fails the request.
 
-        Where answers are kept, the output `id` has what /feedback asks for, image by image.
+        Where answers are kept, the output `id` has what /feedback asks for, image by image. `outputs` may
+        name those that are wanted.
         """
         model, served = desk.model(name)
         key = request.headers.get(desk.settings.experiment.key)
         with desk.letting_in(model):
             async with read_body(request, settings=desk.settings, budget=desk.budget) as body:
                 asked = _parse(body)
+                _check_outputs(asked, known=_outputs(desk, classes=len(served.classes)))
                 answered = await desk.answer(
                     _images(asked.inputs[0], limit=desk.settings.max_parts),
                     model=model,
@@ -170,6 +183,23 @@ def kserve_router(desk: Desk) -> APIRouter:
         return _response(answered, asked, name=name, classes=served.classes)
 
     return router
+
+
+def _outputs(desk: Desk, *, classes: int) -> list[dict[str, Any]]:
+    """What a model gives; an id only where answers are kept."""
+    identity = [] if desk.records is None else [{"name": "id", "datatype": "BYTES", "shape": [-1]}]
+    return [
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "sure", "datatype": "BOOL", "shape": [-1]},
+        {"name": "probabilities", "datatype": "FP64", "shape": [-1, classes]},
+        *identity,
+    ]
+
+
+def _check_outputs(asked: _Inference, *, known: list[dict[str, Any]]) -> None:
+    names = [output["name"] for output in known]
+    if any(one.name not in names for one in asked.outputs or ()):
+        raise HTTPException(400, f"outputs: there are {', '.join(names)}")
 
 
 def _parse(body: bytearray) -> _Inference:
@@ -213,6 +243,9 @@ def _response(answered: Answered, asked: _Inference, *, name: str, classes: tupl
     identities = [answer.id for answer in answers if answer.id is not None]
     if identities:
         outputs.append(_tensor("id", "BYTES", [count], identities))
+    wanted = {one.name for one in asked.outputs or ()}
+    if wanted:
+        outputs = [output for output in outputs if output["name"] in wanted]
     served = answered.version.served
     body = _Result(
         id=asked.id, model_name=name, model_version=served.bundle if served else "", outputs=outputs

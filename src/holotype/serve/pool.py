@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -172,9 +173,9 @@ class Pool:
             self._dispatch()
         self.listener(news)
 
-    def _over(self, job: Job, status: int, detail: str) -> None:
+    def _over(self, job: Job, status: int, detail: str, *, lost: str | None = None) -> None:
         self.line.move(job, "over")
-        job.fail(status, detail)
+        job.fail(status, detail, lost=lost)
 
     async def _keep_one(self, first: asyncio.Future[Served]) -> None:
         """Start a process, and another one whenever it is lost."""
@@ -218,6 +219,8 @@ class Pool:
         self._assignment = replace(self._assignment, bundle_hash=process.served.bundle)
         self.served = self.served or process.served
         self._ready.append(process)
+        if self.closing and not process.lost.done():  # in this very turn: `close` has not seen it
+            process.lost.set_result(_CLOSING)
         if not first.done():
             first.set_result(process.served)
         self._dispatch()
@@ -231,10 +234,14 @@ class Pool:
         """What a lost process was inferring is lost; what it was only given goes to the head of the line."""
         left = [flight.job for flight in process.flights.values()]
         process.flights.clear()
+        loss = uuid.uuid4().hex
         for job in reversed(left):
+            if self.closing:  # nobody would take it from the line again
+                self._over(job, 503, _CLOSING)
+                continue
             job.attempts += 1
             if job.stage == "executing" or (job.stage == "waiting" and job.attempts >= _ATTEMPTS):
-                self._over(job, 503, "the inference process of this image was lost")
+                self._over(job, 503, "the inference process of this image was lost", lost=loss)
             elif job.stage == "waiting":
                 self._waiting.appendleft(job)
         self._dispatch()

@@ -13,12 +13,13 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from holotype.serve.answers import PROBLEM, Problem
+from holotype.serve.answers import PROBLEM, Problem, ProtocolProblem
 
 __all__ = ["add_handlers", "documented", "in_one_shape", "problem"]
 
 _log = logging.getLogger("uvicorn.error")  # where uvicorn writes what an application raises
 
+_PROTOCOL = "/v2"  # KServe's Open Inference Protocol
 _GONE = 499  # the client has left: nobody reads it
 
 _DETAILS = {
@@ -40,25 +41,34 @@ _DETAILS = {
 """For the OpenAPI document: what an error may say."""
 
 
-def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> Response:
-    """An error response."""
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+def problem(
+    status: int, detail: str, *, path: str = "", headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error response to a request of `path`, where that is known."""
+    body = _body(status, detail, protocol=path.startswith(f"{_PROTOCOL}/") or path == _PROTOCOL)
     return Response(
         body.model_dump_json(), status_code=status, headers=dict(headers or {}), media_type=PROBLEM
     )
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: which errors a route may give."""
+def _body(status: int, detail: str, *, protocol: bool) -> Problem:
+    """RFC 9457 (3.2) lets a problem have further members, so that one shape serves both."""
+    title = HTTPStatus(status).phrase
+    if protocol:
+        return ProtocolProblem(title=title, status=status, detail=detail, error=detail)
+    return Problem(title=title, status=status, detail=detail)
+
+
+def documented(*statuses: int, protocol: bool = False) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: which errors a route may give, `protocol` being that of `/v2`."""
+    schema = (ProtocolProblem if protocol else Problem).__name__
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {
                 PROBLEM: {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": Problem(
-                        title=HTTPStatus(status).phrase, status=status, detail=_DETAILS[status]
-                    ).model_dump(),
+                    "schema": {"$ref": f"#/components/schemas/{schema}"},
+                    "example": _body(status, _DETAILS[status], protocol=protocol).model_dump(),
                 }
             },
         }
@@ -94,7 +104,8 @@ async def _say_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The router names the methods of one route only, where several share a path.
         headers = {"Allow": ", ".join(_methods(request))}
-    return problem(error.status_code, str(error.detail), headers=headers)
+    path = request.scope["path"]
+    return problem(error.status_code, str(error.detail), path=path, headers=headers)
 
 
 def _methods(request: Request) -> list[str]:
@@ -109,16 +120,17 @@ def _methods(request: Request) -> list[str]:
     return sorted(found) or ["GET"]
 
 
-async def _say_invalid(_: Request, error: Exception) -> Response:
+async def _say_invalid(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise TypeError("registered for RequestValidationError")
     first = error.errors()[0]
-    return problem(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return problem(422, detail, path=request.scope["path"])
 
 
 async def _say_nothing(_: Request, __: Exception) -> Response:
     return Response(status_code=_GONE)
 
 
-async def _say_internal(_: Request, __: Exception) -> Response:
-    return problem(500, "internal error")
+async def _say_internal(request: Request, _: Exception) -> Response:
+    return problem(500, "internal error", path=request.scope["path"])

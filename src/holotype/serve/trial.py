@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sqlalchemy
 
@@ -15,7 +15,7 @@ from holotype.experiment_records import record_rule, status_of
 from holotype.progress import note
 from holotype.records import Records
 from holotype.serve.admission import Job, Line, Wish
-from holotype.serve.answers import Answer, Outcome, Reply
+from holotype.serve.answers import Answer, Failed, Outcome, Reply, failed
 from holotype.serve.fleet import Fleet, Model, Version
 from holotype.serve.telemetry import Telemetry
 from holotype.serve.turn import Turn, is_lost, is_to_blame
@@ -105,14 +105,34 @@ class Trial:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def challenged(self, replies: Sequence[Reply], turn: Turn, *, ids: Sequence[str], seconds: float) -> None:
-        """Write down what the challenger made of images, and count what it failed on or was late with."""
-        for reply, identity in zip(replies, ids, strict=True):
-            if not isinstance(reply, Answer) and is_lost(reply):
-                self.telemetry.challenger_failures.labels(turn.model, str(reply.error.status)).inc()
+    def challenged(
+        self, outcomes: Sequence[Outcome], turn: Turn, *, ids: Sequence[str], seconds: float
+    ) -> None:
+        """Write down what the challenger made of images, and count what it failed on or was late with.
+
+        Whatever one lost process took with it is one key: how many were in flight says nothing of the bundle.
+        """
+        for outcome, identity in zip(outcomes, ids, strict=True):
+            reply = outcome.reply
+            self._count(reply)
             # What fails while its processes are being ended is no fault of the challenger.
             if isinstance(reply, Answer) or (is_to_blame(reply) and not self.challenger.pool.closing):
-                self.records.add("prediction", turn.row(identity, reply, milliseconds=1e3 * seconds))
+                own = turn if outcome.lost is None else replace(turn, unit=outcome.lost.encode())
+                self.records.add("prediction", own.row(identity, reply, milliseconds=1e3 * seconds))
+
+    def missed(self, images: int) -> None:
+        """The challenger had no process for these: counted, and not held against it image by image.
+
+        An outage would be as many failures as there are clients, where the champion's is none. That its keys
+        are answered by somebody else breaks the ratio, so that nothing is promoted in a crash loop.
+        """
+        for _ in range(images):
+            self._count(failed(503, "no process of the challenger is running"))
+
+    def _count(self, reply: Reply) -> None:
+        if isinstance(reply, Failed) and is_lost(reply):
+            status = str(reply.error.status)
+            self.telemetry.challenger_failures.labels(self.model.name, status).inc()
 
     async def begin(self) -> None:
         """Write the rule down; where the database is not there yet, `watch` does.
@@ -175,10 +195,21 @@ class Trial:
             note(f"experiment {self.experiment}: the challenger is {status.verdict}, and is live now")
 
     async def _take_down(self, jobs: Sequence[Job], ids: Sequence[str], *, unit: bytes) -> None:
+        """Write down the answers of the shadow; that it had no time for some is no failure of its."""
         began = time.monotonic()
         turn = self.turn(unit, arm="challenger")
         outcomes = await asyncio.gather(*(job.reply for job in jobs))
         if self.over:
             return
-        replies = [outcome.reply for outcome in outcomes]
-        self.challenged(replies, turn, ids=ids, seconds=time.monotonic() - began)
+        seen = [
+            (outcome, identity)
+            for outcome, identity in zip(outcomes, ids, strict=True)
+            if not (isinstance(outcome.reply, Failed) and outcome.reply.error.status == 504)
+        ]
+        self.skipped += len(outcomes) - len(seen)
+        self.challenged(
+            [outcome for outcome, _ in seen],
+            turn,
+            ids=[identity for _, identity in seen],
+            seconds=time.monotonic() - began,
+        )
