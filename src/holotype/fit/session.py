@@ -43,7 +43,7 @@ from holotype.fit.state import restore, save
 from holotype.fit.teacher import Teacher, open_teacher
 from holotype.fit.tracking import check_trackers, log_head, open_accelerator
 from holotype.head import HeadFit, fit_head
-from holotype.imbalance import Remedy, read_rule, settle
+from holotype.imbalance import Remedy, read_rule, settle, shown_counts
 from holotype.loss import Criterion, criterion
 from holotype.models import (
     Architecture,
@@ -148,7 +148,8 @@ def open_session(
         architecture, classifier, origin = network.architecture, network, "given"
     # What may refuse its settings is made now: before anything is computed or written.
     drawn = draw_weights(labels, dataset.paths(rows), config=config.fit, imbalance=imbalance, counts=counts)
-    loss = criterion(config.fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
+    shown = shown_counts(labels, classes=len(classes), weights=drawn)
+    loss = criterion(config.fit, imbalance=imbalance, shown=shown, classes=classes, device=chosen)
     teacher = None
     if config.fit.epochs:
         apply_freezing(classifier, config.fit, epoch=1)
