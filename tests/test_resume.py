@@ -243,6 +243,28 @@ def test_words_for_weights_are_no_files(data: Path, tmp_path: Path, monkeypatch:
     assert run.session.config.model.weights == "none"
 
 
+@pytest.mark.parametrize("change", ["rewritten", "moved"])
+def test_a_run_keeps_the_focus_that_it_began_with(data: Path, tmp_path: Path, change: str) -> None:
+    first, second = sorted(file.relative_to(data).as_posix() for file in (data / "train" / "1").iterdir())[:2]
+    focus = tmp_path / "focus.csv"
+    focus.write_text(f"image_path\n{first}\n")
+    own = {
+        "data": {"size": 32},
+        "model": {"name": "test_resnet", "weights": "none"},
+        "fit": {"epochs": 1, "focus": str(focus)},
+    }
+    run = begin_run(data, resolve_config(TrainConfig, overrides=own), name="run", runs=tmp_path, device="cpu")
+    if change == "rewritten":
+        focus.write_text(f"image_path\n{second}\n")
+    else:
+        focus.rename(tmp_path / "elsewhere.csv")
+    resumed = resume_run(run.folder, data=None, device=None, overrides={}).session
+    assert resumed.draw_weights is not None
+    assert run.session.draw_weights is not None
+    assert resumed.draw_weights.tolist() == run.session.draw_weights.tolist()
+    assert resumed.config == run.session.config
+
+
 class TestLostFiles:
     """Of a run that begins, and is resumed when files can no longer be read."""
 

@@ -115,11 +115,13 @@ def open_session(
     folder: Path | None = None,
     network: Classifier | None = None,
     before: pl.DataFrame | None = None,
+    focus: Path | None = None,
 ) -> Session:
     """Read the dataset, build the network and settle what is measured; `HolotypeError` where it cannot be.
 
     `network` is one to go on from, instead of the one that `config.model` names; the dataset must have its
-    number of classes. `before` is the table that the dataset had when the run began which is resumed.
+    number of classes. `before` is the table that the dataset had when the run began which is resumed, and
+    `focus` its list of then, read in place of `config.fit.focus`.
     """
     keep_freed_memory()
     chosen = choose_device(device)
@@ -147,7 +149,8 @@ def open_session(
     else:
         architecture, classifier, origin = network.architecture, network, "given"
     # What may refuse its settings is made now: before anything is computed or written.
-    drawn = draw_weights(labels, dataset.paths(rows), config=config.fit, imbalance=imbalance, counts=counts)
+    drawing = config.fit if focus is None else config.fit.model_copy(update={"focus": str(focus)})
+    drawn = draw_weights(labels, dataset.paths(rows), config=drawing, imbalance=imbalance, counts=counts)
     shown = shown_counts(labels, classes=len(classes), weights=drawn)
     loss = criterion(config.fit, imbalance=imbalance, shown=shown, classes=classes, device=chosen)
     teacher = None
