@@ -73,6 +73,66 @@ class TestPresets:
         slower = configured(preset="balanced", fit={"optimizer": {"weight_decay": 0.1}}).fit.optimizer
         assert (slower.learning_rate, slower.weight_decay) == (6e-4, 0.1)
 
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (
+                {"preset": "fast"},
+                r"^preset=fast: the recipe \(of preset=thorough\) sets fit.epochs and \d+ more",
+            ),
+            (
+                {"augment": {"preset": "strong"}},
+                r"^augment.preset=strong: .* sets augment.rotation and \d+ more",
+            ),
+            (
+                {"fit": {"optimizer": {"name": "lamb"}}},
+                r"^fit.optimizer.name=lamb: .*fit.optimizer.learning_rate",
+            ),
+        ],
+    )
+    def test_a_choice_that_a_whole_recipe_would_undo_is_refused(
+        self, overrides: dict[str, Any], said: str
+    ) -> None:
+        recipe = configured(preset="thorough").model_dump(mode="json")  # as config.yaml and best.yaml are
+        with pytest.raises(ConfigError, match=said) as caught:
+            resolve_config(TrainConfig, recipe=recipe, overrides=overrides)
+        assert "\n" not in str(caught.value)
+        assert "delete" in (caught.value.fix or "")
+
+    def test_what_a_whole_recipe_says_already_may_be_said_again(self) -> None:
+        config = configured(preset="thorough")
+        again = {
+            "preset": "thorough",
+            "augment": {"preset": "light"},
+            "fit": {"optimizer": {"name": "adamw"}},
+        }
+        recipe = config.model_dump(mode="json")
+        assert resolve_config(TrainConfig, recipe=recipe, overrides=again) == config
+
+    def test_another_optimizer_with_its_own_rate_may_replace_that_of_a_recipe(self) -> None:
+        recipe = configured(preset="thorough").model_dump(mode="json")
+        lamb = {"fit": {"optimizer": {"name": "lamb", "learning_rate": 0.005}}}
+        optimizer = resolve_config(TrainConfig, recipe=recipe, overrides=lamb).fit.optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("lamb", 0.005)
+
+    def test_a_rate_without_the_optimizer_it_is_for_is_that_of_adamw(self) -> None:
+        recipe = {"fit": {"optimizer": {"learning_rate": 1e-3}}}
+        with pytest.raises(ConfigError, match=r"fit\.optimizer\.learning_rate"):
+            resolve_config(TrainConfig, recipe=recipe, overrides={"fit": {"optimizer": {"name": "sgd"}}})
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            {"data": {"size": 64}, "fit": {"batch_size": 8}},
+            {"preset": "fast", "data": {"size": 64}},
+            {"fit": {"epochs": 5}},  # over any preset, as ever
+        ],
+    )
+    def test_a_short_recipe_leaves_the_preset_to_the_command_line(self, recipe: dict[str, Any]) -> None:
+        config = resolve_config(TrainConfig, recipe=recipe, overrides={"preset": "thorough"})
+        assert (config.preset, config.fit.patience) == ("thorough", 8)
+        assert config.fit.epochs == recipe.get("fit", {}).get("epochs", 24)
+
 
 class TestSizes:
     def test_they_grow_over_the_first_half(self) -> None:
