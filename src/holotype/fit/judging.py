@@ -40,9 +40,11 @@ def judge(tools: Tools, plan: Plan, position: Position, *, log: RunLog, watch: W
         tools, position, scores, log=log, validated=time.perf_counter() - begun, done=plan.number(position)
     )
     _tell(plan, position, scores, tools=tools)
-    improved = better(scores, position.best.scores if position.best else None, metric=fit.metric)
+    if better(scores, position.best.scores if position.best else None, metric=fit.metric):
+        position.best = Best(weights_of(tools.judged), scores, logits)
+    improved = better(scores, position.tuned, metric=fit.metric)
     if improved:
-        position.best, position.waiting = Best(weights_of(tools.judged), scores, logits), 0
+        position.tuned, position.waiting = scores, 0
     else:
         position.waiting += 1
     tools.schedule.judge(improved)
