@@ -19,16 +19,33 @@ def configured(**sections: Any) -> TrainConfig:
     return resolve_config(TrainConfig, overrides=sections)
 
 
+def idle(config: TrainConfig, *, imbalance: Remedy, images: int = 100_000) -> tuple[str, ...]:
+    return idle_settings(config, imbalance=imbalance, images=images)
+
+
 class TestIdle:
+    def test_a_decay_of_the_average_that_the_run_is_too_short_for(self) -> None:
+        def told(decay: float | None, *, steps: int) -> tuple[str, ...]:
+            config = configured(fit={"epochs": 2, "batch_size": 10, "ema": decay})
+            return idle(config, imbalance="none", images=5 * steps)
+
+        (line,) = told(0.999, steps=31_620)
+        assert line == (
+            "fit.ema=0.999 is never reached: the decay warms up to it in 31,623 steps, the run has 31,620"
+        )
+        assert told(0.999, steps=31_624) == ()
+        assert told(None, steps=100) == ()
+        assert told(0.99, steps=100) == (), "the default, which nobody asked for"
+
     def test_nobody_is_told_about_what_a_preset_set(self) -> None:
         for preset in ("probe", "fast", "balanced", "thorough"):
             config = configured(preset=preset, fit={"epochs": 0})
-            assert idle_settings(config, imbalance="none") == ()
+            assert idle(config, imbalance="none") == ()
             config = configured(preset=preset, fit={"epochs": 0, "batch_size": 8})
-            (line,) = idle_settings(config, imbalance="none")
+            (line,) = idle(config, imbalance="none")
             assert line.startswith("fit.batch_size has no effect")
         for preset in ("none", "light", "standard", "strong"):
-            assert idle_settings(configured(augment={"preset": preset}), imbalance="none") == ()
+            assert idle(configured(augment={"preset": preset}), imbalance="none") == ()
 
     @pytest.mark.parametrize(
         ("sections", "cure", "key"),
@@ -46,10 +63,10 @@ class TestIdle:
     ) -> None:
         from holotype.config import merge
 
-        (line,) = idle_settings(configured(**sections), imbalance="none")
+        (line,) = idle(configured(**sections), imbalance="none")
         assert line.startswith(f"{key} has no effect without ")
         if cure:
-            assert idle_settings(configured(**merge(sections, cure)), imbalance="none") == ()
+            assert idle(configured(**merge(sections, cure)), imbalance="none") == ()
 
     @pytest.mark.parametrize(
         ("fit", "needs"),
@@ -60,9 +77,9 @@ class TestIdle:
         ],
     )
     def test_settings_of_a_remedy_need_that_remedy(self, fit: dict[str, Any], needs: Remedy) -> None:
-        (line,) = idle_settings(configured(fit=fit), imbalance="none")
+        (line,) = idle(configured(fit=fit), imbalance="none")
         assert line.endswith(f"fit.imbalance={needs}")
-        assert idle_settings(configured(fit=fit), imbalance=needs) == ()
+        assert idle(configured(fit=fit), imbalance=needs) == ()
 
 
 class TestPresets:

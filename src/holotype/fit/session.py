@@ -140,7 +140,7 @@ def open_session(
     labels = dataset.labels(rows)
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
     imbalance = _remedy(config.fit, dataset, counts)
-    for idle in idle_settings(asked, imbalance=imbalance):
+    for idle in idle_settings(asked, imbalance=imbalance, images=len(rows)):
         note(idle)
     config = _settled(config, imbalance=imbalance, dataset=dataset)
     if network is None:
