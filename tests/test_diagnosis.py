@@ -38,7 +38,6 @@ TINY: dict[str, Any] = {
         "epochs": 3, "ema": None, "patience": 99, "precision": "fp32", "warmup": 0.0, "batch_size": 32,
         "micro_batch": 32, "unfreeze": "all", "freeze_norm": False, "optimizer": {"learning_rate": 3e-3},
     },
-    "monitor": {"every": 2},
 }  # fmt: skip
 """Overrides for a run of seconds: a tiny network on digits of 32 pixels, from random weights."""
 

@@ -332,7 +332,11 @@ class MonitorConfig(BaseModel):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         ("tensorboard",), description="where curves go; tensorboard is always written"
     )
-    every: int = Field(10, ge=1, description="steps between rows of steps.csv, with norms of every stage")
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="steps between rows of steps.csv, with norms of every stage; auto: 10, at most a"
+        " thirtieth of the run, so that there is a curve",
+    )
 
 
 class TrainConfig(BaseModel):
