@@ -13,7 +13,7 @@ import torch
 
 from digits import write_digits
 from holotype.config import TrainConfig, merge, resolve_config
-from holotype.errors import ConfigError
+from holotype.errors import ConfigError, TrainingError
 from holotype.fit import learn, open_session
 from holotype.fit.batches import Batch
 from holotype.fit.run import Best, Learned
@@ -88,6 +88,15 @@ class TestMicroBatches:
         with_it, _ = trained(data, model={"dropout": 0.3}, fit={"freeze_norm": True})
         without, _ = trained(data, model={"dropout": 0.0}, fit={"freeze_norm": True})
         assert distance(with_it, without) > 1e-3
+
+
+def test_a_first_step_that_is_no_number_is_not_blamed_on_the_rate(data: Path) -> None:
+    session = open_session(data, resolve_config(TrainConfig, overrides=BASE), device="cpu")
+    with torch.no_grad():
+        next(session.classifier.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"loss nan.*batch of train/.*no matter of the rate") as caught:
+        learn(session)
+    assert caught.value.fix == "check model.weights and these images"
 
 
 class TestStopping:

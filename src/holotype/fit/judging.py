@@ -134,8 +134,13 @@ def diverged(what: str, tools: Tools, plan: Plan) -> TrainingError:
     )
     causes = [finding for finding in diagnose(evidence) if finding.severity == "warning"][:1]
     settings = [setting for finding in causes for setting in finding.settings]
+    fixes = [" ".join(f"--set {shlex.quote(setting)}" for setting in settings)] if settings else []
+    if evidence.never_stepped:
+        what = f"{what}; it was the first step, so that is no matter of the rate"
+        teacher = ["distill.teacher"] if plan.teacher is not None else []
+        fixes.append(f"check {', '.join(['model.weights', *teacher])} and these images")
+    elif not settings:
+        fixes.append("lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images")
     return TrainingError(
-        "; ".join([what, *(finding.evidence.rstrip(".") for finding in causes)]),
-        fix=" ".join(f"--set {shlex.quote(setting)}" for setting in settings)
-        or "lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images",
+        "; ".join([what, *(finding.evidence.rstrip(".") for finding in causes)]), fix=", or ".join(fixes)
     )
