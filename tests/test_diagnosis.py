@@ -38,7 +38,6 @@ TINY: dict[str, Any] = {
         "epochs": 3, "ema": None, "patience": 99, "precision": "fp32", "warmup": 0.0, "batch_size": 32,
         "micro_batch": 32, "unfreeze": "all", "freeze_norm": False, "optimizer": {"learning_rate": 3e-3},
     },
-    "monitor": {"every": 2},
 }  # fmt: skip
 """Overrides for a run of seconds: a tiny network on digits of 32 pixels, from random weights."""
 
@@ -260,9 +259,22 @@ class TestRules:
         assert recorded(steps=[{"step": 0, "epoch": 1, "loss": 1.0, "gradient_norm": 1.0}]) == ()
 
     def test_a_first_step_that_is_no_number_is_no_matter_of_the_rate(self) -> None:
-        (found,) = recorded(steps=[{"step": 0, "epoch": 1, "loss": math.nan, "gradient_norm": math.nan}])
-        check(found, name="exploding-gradients")
+        nothing: list[Row] = [{"step": 0, "epoch": 1, "loss": math.nan, "gradient_norm": math.nan}]
+        (found,) = recorded(steps=nothing)
+        assert (found.name, found.severity, found.settings) == ("exploding-gradients", "note", ())
         assert "in the first step" in found.evidence
+        assert "weights, a teacher or the images" in found.meaning
+        (half,) = recorded(steps=nothing, fit={"precision": "fp16"})
+        check(half, {"fit": {"precision": "fp16"}}, name="exploding-gradients")
+        assert half.settings == ("fit.precision=fp32",)
+
+    def test_a_later_step_that_is_no_number_is(self) -> None:
+        steps: list[Row] = [
+            {"step": 0, "epoch": 1, "loss": 2.0, "gradient_norm": 9.0, "gradient_norm_max": 9.0},
+            {"step": 1, "epoch": 1, "loss": math.nan, "gradient_norm": math.nan},
+        ]
+        (found,) = recorded(steps=steps)
+        assert found.settings[0].startswith("fit.optimizer.learning_rate=")
 
     @pytest.mark.parametrize(
         ("norms", "name"),

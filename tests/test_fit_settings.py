@@ -19,16 +19,33 @@ def configured(**sections: Any) -> TrainConfig:
     return resolve_config(TrainConfig, overrides=sections)
 
 
+def idle(config: TrainConfig, *, imbalance: Remedy, images: int = 100_000) -> tuple[str, ...]:
+    return idle_settings(config, imbalance=imbalance, images=images)
+
+
 class TestIdle:
+    def test_a_decay_of_the_average_that_the_run_is_too_short_for(self) -> None:
+        def told(decay: float | None, *, steps: int) -> tuple[str, ...]:
+            config = configured(fit={"epochs": 2, "batch_size": 10, "ema": decay})
+            return idle(config, imbalance="none", images=5 * steps)
+
+        (line,) = told(0.999, steps=31_620)
+        assert line == (
+            "fit.ema=0.999 is never reached: the decay warms up to it in 31,623 steps, the run has 31,620"
+        )
+        assert told(0.999, steps=31_624) == ()
+        assert told(None, steps=100) == ()
+        assert told(0.99, steps=100) == (), "the default, which nobody asked for"
+
     def test_nobody_is_told_about_what_a_preset_set(self) -> None:
         for preset in ("probe", "fast", "balanced", "thorough"):
             config = configured(preset=preset, fit={"epochs": 0})
-            assert idle_settings(config, imbalance="none") == ()
+            assert idle(config, imbalance="none") == ()
             config = configured(preset=preset, fit={"epochs": 0, "batch_size": 8})
-            (line,) = idle_settings(config, imbalance="none")
+            (line,) = idle(config, imbalance="none")
             assert line.startswith("fit.batch_size has no effect")
         for preset in ("none", "light", "standard", "strong"):
-            assert idle_settings(configured(augment={"preset": preset}), imbalance="none") == ()
+            assert idle(configured(augment={"preset": preset}), imbalance="none") == ()
 
     @pytest.mark.parametrize(
         ("sections", "cure", "key"),
@@ -46,10 +63,10 @@ class TestIdle:
     ) -> None:
         from holotype.config import merge
 
-        (line,) = idle_settings(configured(**sections), imbalance="none")
+        (line,) = idle(configured(**sections), imbalance="none")
         assert line.startswith(f"{key} has no effect without ")
         if cure:
-            assert idle_settings(configured(**merge(sections, cure)), imbalance="none") == ()
+            assert idle(configured(**merge(sections, cure)), imbalance="none") == ()
 
     @pytest.mark.parametrize(
         ("fit", "needs"),
@@ -60,9 +77,9 @@ class TestIdle:
         ],
     )
     def test_settings_of_a_remedy_need_that_remedy(self, fit: dict[str, Any], needs: Remedy) -> None:
-        (line,) = idle_settings(configured(fit=fit), imbalance="none")
+        (line,) = idle(configured(fit=fit), imbalance="none")
         assert line.endswith(f"fit.imbalance={needs}")
-        assert idle_settings(configured(fit=fit), imbalance=needs) == ()
+        assert idle(configured(fit=fit), imbalance=needs) == ()
 
 
 class TestPresets:
@@ -72,6 +89,66 @@ class TestPresets:
         assert (sgd.name, sgd.learning_rate) == ("sgd", 0.1)
         slower = configured(preset="balanced", fit={"optimizer": {"weight_decay": 0.1}}).fit.optimizer
         assert (slower.learning_rate, slower.weight_decay) == (6e-4, 0.1)
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (
+                {"preset": "fast"},
+                r"^preset=fast: the recipe \(of preset=thorough\) sets fit.epochs and \d+ more",
+            ),
+            (
+                {"augment": {"preset": "strong"}},
+                r"^augment.preset=strong: .* sets augment.rotation and \d+ more",
+            ),
+            (
+                {"fit": {"optimizer": {"name": "lamb"}}},
+                r"^fit.optimizer.name=lamb: .*fit.optimizer.learning_rate",
+            ),
+        ],
+    )
+    def test_a_choice_that_a_whole_recipe_would_undo_is_refused(
+        self, overrides: dict[str, Any], said: str
+    ) -> None:
+        recipe = configured(preset="thorough").model_dump(mode="json")  # as config.yaml and best.yaml are
+        with pytest.raises(ConfigError, match=said) as caught:
+            resolve_config(TrainConfig, recipe=recipe, overrides=overrides)
+        assert "\n" not in str(caught.value)
+        assert "delete" in (caught.value.fix or "")
+
+    def test_what_a_whole_recipe_says_already_may_be_said_again(self) -> None:
+        config = configured(preset="thorough")
+        again = {
+            "preset": "thorough",
+            "augment": {"preset": "light"},
+            "fit": {"optimizer": {"name": "adamw"}},
+        }
+        recipe = config.model_dump(mode="json")
+        assert resolve_config(TrainConfig, recipe=recipe, overrides=again) == config
+
+    def test_another_optimizer_with_its_own_rate_may_replace_that_of_a_recipe(self) -> None:
+        recipe = configured(preset="thorough").model_dump(mode="json")
+        lamb = {"fit": {"optimizer": {"name": "lamb", "learning_rate": 0.005}}}
+        optimizer = resolve_config(TrainConfig, recipe=recipe, overrides=lamb).fit.optimizer
+        assert (optimizer.name, optimizer.learning_rate) == ("lamb", 0.005)
+
+    def test_a_rate_without_the_optimizer_it_is_for_is_that_of_adamw(self) -> None:
+        recipe = {"fit": {"optimizer": {"learning_rate": 1e-3}}}
+        with pytest.raises(ConfigError, match=r"fit\.optimizer\.learning_rate"):
+            resolve_config(TrainConfig, recipe=recipe, overrides={"fit": {"optimizer": {"name": "sgd"}}})
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            {"data": {"size": 64}, "fit": {"batch_size": 8}},
+            {"preset": "fast", "data": {"size": 64}},
+            {"fit": {"epochs": 5}},  # over any preset, as ever
+        ],
+    )
+    def test_a_short_recipe_leaves_the_preset_to_the_command_line(self, recipe: dict[str, Any]) -> None:
+        config = resolve_config(TrainConfig, recipe=recipe, overrides={"preset": "thorough"})
+        assert (config.preset, config.fit.patience) == ("thorough", 8)
+        assert config.fit.epochs == recipe.get("fit", {}).get("epochs", 24)
 
 
 class TestSizes:

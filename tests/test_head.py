@@ -152,6 +152,15 @@ class TestFitHead:
         np.testing.assert_allclose(weighted.weight, fitted(repeated).weight, atol=0.02)
         assert np.abs(weighted.weight.numpy() - fitted(EVEN).weight.numpy()).max() > 0.04
 
+    @pytest.mark.parametrize("remedy", ["weights", "logit-adjust", "focal"])
+    def test_remedies_go_by_what_is_shown_of_each_class(self, remedy: str) -> None:
+        often = np.where(EVEN.labels == 2, 3, 1)  # a focus on one class
+        repeated = Features(np.repeat(EVEN.values, often, axis=0), np.repeat(EVEN.labels, often))
+        settings = {"imbalance": remedy, "focal_alpha": "balanced"}
+        weighted = fitted(EVEN, weights=often / often.mean(), **settings)
+        same = fitted(repeated, **settings)
+        np.testing.assert_allclose(weighted.bias, same.bias, atol=0.05)
+
     def test_mirrored_twins_have_the_weights_of_theirs(self) -> None:
         twice = Features(np.concatenate([TAIL.values] * 2), np.concatenate([TAIL.labels] * 2))
         weights = np.random.default_rng(0).uniform(0.5, 1.5, len(TAIL.labels))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from digits import write_digits
 from holotype.audit import audit
@@ -72,6 +73,36 @@ class TestRule:
         assert "fit.imbalance=auto: none, as the audit of this dataset advises" in capsys.readouterr().err
         next((data / "train" / "1").iterdir()).unlink()
         assert settled() == "logit-adjust"  # another dataset, which was not audited
+
+    def test_a_focus_changes_the_prior_that_the_loss_knows(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "digits", train=24)
+        focus = tmp_path / "focus.csv"
+        listed = sorted(file.relative_to(data).as_posix() for file in (data / "train" / "0").iterdir())
+        focus.write_text("\n".join(["image_path", *listed]) + "\n")
+
+        def losses(remedy: str) -> list[float]:
+            """Of an image of each class, to a network that knows nothing."""
+            fit = {
+                "imbalance": remedy, "focus": str(focus), "focus_weight": 2.0, "label_smoothing": 0.0,
+                "focal_alpha": "balanced",
+            }  # fmt: skip
+            config = resolve_config(
+                TrainConfig,
+                overrides={
+                    "data": {"size": 32},
+                    "model": {"name": "test_resnet", "weights": "none"},
+                    "fit": fit,
+                },
+            )
+            session = open_session(data, config, device="cpu")
+            values: list[float] = session.criterion(torch.zeros(3, 3), torch.eye(3)).tolist()
+            return values
+
+        assert losses("logit-adjust") == pytest.approx(-np.log([1 / 2, 1 / 4, 1 / 4]), rel=1e-5)
+        for remedy in ("weights", "focal"):
+            first, *others = losses(remedy)
+            assert others == pytest.approx([2 * first] * 2, rel=1e-5)
+        assert losses("sampler") == pytest.approx([np.log(3)] * 3, rel=1e-5)
 
 
 class TestSettle:

@@ -13,10 +13,11 @@ import torch
 
 from digits import write_digits
 from holotype.config import TrainConfig, merge, resolve_config
-from holotype.errors import ConfigError
+from holotype.errors import ConfigError, TrainingError
 from holotype.fit import learn, open_session
 from holotype.fit.batches import Batch
-from holotype.fit.run import Learned
+from holotype.fit.run import Best, Learned
+from holotype.head import Scores
 from holotype.models import save_weights, weights_of
 from holotype.runlog import RunLog
 from networks import small_network
@@ -89,6 +90,15 @@ class TestMicroBatches:
         assert distance(with_it, without) > 1e-3
 
 
+def test_a_first_step_that_is_no_number_is_not_blamed_on_the_rate(data: Path) -> None:
+    session = open_session(data, resolve_config(TrainConfig, overrides=BASE), device="cpu")
+    with torch.no_grad():
+        next(session.classifier.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"loss nan.*batch of train/.*no matter of the rate") as caught:
+        learn(session)
+    assert caught.value.fix == "check model.weights and these images"
+
+
 class TestStopping:
     def test_no_better_for_as_long_as_patience_says(
         self, data: Path, capsys: pytest.CaptureFixture[str]
@@ -98,14 +108,37 @@ class TestStopping:
         assert len([row for row in log.metrics if row["stage"] == "fine-tune"]) == 3
         assert "stopped early" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("schedule", [{"name": "cosine"}, {"name": "plateau", "wait": 1}])
+    def test_fine_tuning_that_gets_better_goes_on_however_good_the_head_was(
+        self, data: Path, schedule: dict[str, Any]
+    ) -> None:
+        fit = {
+            "epochs": 4, "patience": 1, "schedule": schedule, "warmup": 0.0, "metric": "log_loss",
+            "optimizer": {"name": "sgd", "learning_rate": 0.003}, "freeze_norm": True,
+        }  # fmt: skip
+        config = resolve_config(TrainConfig, overrides=merge(BASE, {"fit": fit}))
+        session, log = open_session(data, config, device="cpu"), RunLog(None)
+        unmatched = Best(
+            weights_of(session.classifier),
+            Scores(0.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+            np.zeros((len(session.dataset.rows("validation")), 3), dtype=np.float32),
+        )
+        learned = learn(session, log=log, start=unmatched)
+        losses = [float(row["validation_loss"]) for row in log.metrics]
+        assert losses == sorted(losses, reverse=True), "each epoch is better than the one before"
+        assert len(losses) == 4
+        assert learned.best is unmatched, "what it began with is still the best"
+        if schedule["name"] == "plateau":
+            assert {float(row["learning_rate"]) for row in log.metrics} == {0.003}
+
     def test_plateau_lowers_the_rate_where_nothing_improves(self, data: Path) -> None:
         fit = {
             "epochs": 5, "patience": 9, "schedule": {"name": "plateau", "wait": 1}, "warmup": 0.0,
-            "optimizer": {"name": "adamw", "learning_rate": 1e-9}, "freeze_norm": True, "metric": "accuracy",
+            "optimizer": {"name": "adamw", "learning_rate": 1e-30}, "freeze_norm": True, "metric": "accuracy",
         }  # fmt: skip
         _, log = trained(data, fit=fit)
         rates = [float(row["learning_rate"]) for row in log.metrics if row["stage"] == "fine-tune"]
-        assert rates[0] == pytest.approx(1e-9)
+        assert rates[0] == pytest.approx(1e-30, abs=0)
         assert rates[-1] < rates[0] / 5
 
 

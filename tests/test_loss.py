@@ -16,7 +16,8 @@ PRIOR = COUNTS / 100
 
 def made(imbalance: Remedy = "none", *, device: str = "cpu", **settings: object) -> Criterion:
     config = FitConfig.model_validate({"label_smoothing": 0.0, **settings})
-    return criterion(config, imbalance=imbalance, counts=COUNTS, classes=CLASSES, device=torch.device(device))
+    shown = COUNTS.astype(np.float64)
+    return criterion(config, imbalance=imbalance, shown=shown, classes=CLASSES, device=torch.device(device))
 
 
 def batch(*, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ class Run:
     """A training run of a few steps of plain gradient descent, watched."""
 
     def __init__(
-        self, *, folder: Path | None = None, every: int = 2, clip: float = 1.0, parts: int = 1,
+        self, *, folder: Path | None = None, every: int | Literal["auto"] = 2, steps: int = 10_000,
+        clip: float = 1.0, parts: int = 1,
         prepare: Callable[[Classifier], object] = lambda classifier: None, name: str = "test_resnet",
     ) -> None:  # fmt: skip
         self.classifier = network(name).train()
@@ -48,7 +50,7 @@ class Run:
         self.clip, self.parts = clip, parts
         self.trained = [p for p in self.classifier.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(self.trained, lr=0.1)
-        self.monitor = Monitor(self.classifier, MonitorConfig(every=every), steps=10_000, folder=folder)
+        self.monitor = Monitor(self.classifier, MonitorConfig(every=every), steps=steps, folder=folder)
         self.losses: list[float] = []
         self.norms: list[float] = []
 
@@ -87,6 +89,24 @@ class TestRows:
         assert rows[1]["gradient_norm"] == pytest.approx(np.mean(run.norms[1:4]), rel=1e-5)
         assert rows[1]["gradient_norm_max"] == pytest.approx(max(run.norms[1:4]), rel=1e-5)
         assert (rows[0]["learning_rate"], rows[0]["learning_rate_least"]) == (0.1, 0.05)
+
+    @pytest.mark.parametrize(
+        ("every", "steps", "rows"),
+        [
+            ("auto", 30, [0, 1, 2, 3, 4, 5]),
+            ("auto", 60, [0, 2, 4]),
+            ("auto", 10_000, [0]),
+            (4, 30, [0, 4]),
+            (5, 6, [0, 5]),
+        ],
+    )
+    def test_a_number_that_was_asked_for_is_kept_to_in_a_short_run_too(
+        self, every: int | Literal["auto"], steps: int, rows: list[int]
+    ) -> None:
+        run = Run(every=every, steps=steps)
+        for number in range(6):
+            run.step(number)
+        assert [row["step"] for row in run.monitor.rows] == rows
 
     @pytest.mark.parametrize("clip", [1e-3, 1e9], ids=["clipped", "free"])
     def test_stages_have_the_norms_of_the_gradient_before_clipping(self, clip: float) -> None:

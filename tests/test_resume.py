@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from digits import write_digits
@@ -23,7 +24,10 @@ from holotype.config import TrainConfig, resolve_config
 from holotype.errors import DatasetError
 from holotype.fit import learn
 from holotype.fit.folder import Run, begin_run, resume_run
+from holotype.fit.run import Best
+from holotype.head import Scores
 from holotype.locks import lone
+from holotype.models import weights_of
 
 SETTINGS = (
     "data.size=64",
@@ -241,6 +245,56 @@ def test_words_for_weights_are_no_files(data: Path, tmp_path: Path, monkeypatch:
     config = resolve_config(TrainConfig, overrides=own)
     run = begin_run(data, config, name="run", runs=tmp_path, device="cpu")
     assert run.session.config.model.weights == "none"
+
+
+@pytest.mark.parametrize("change", ["rewritten", "moved"])
+def test_a_run_keeps_the_focus_that_it_began_with(data: Path, tmp_path: Path, change: str) -> None:
+    first, second = sorted(file.relative_to(data).as_posix() for file in (data / "train" / "1").iterdir())[:2]
+    focus = tmp_path / "focus.csv"
+    focus.write_text(f"image_path\n{first}\n")
+    own = {
+        "data": {"size": 32},
+        "model": {"name": "test_resnet", "weights": "none"},
+        "fit": {"epochs": 1, "focus": str(focus)},
+    }
+    run = begin_run(data, resolve_config(TrainConfig, overrides=own), name="run", runs=tmp_path, device="cpu")
+    if change == "rewritten":
+        focus.write_text(f"image_path\n{second}\n")
+    else:
+        focus.rename(tmp_path / "elsewhere.csv")
+    resumed = resume_run(run.folder, data=None, device=None, overrides={}).session
+    assert resumed.draw_weights is not None
+    assert run.session.draw_weights is not None
+    assert resumed.draw_weights.tolist() == run.session.draw_weights.tolist()
+    assert resumed.config == run.session.config
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["of this version", "that knows the best of all only"])
+def test_patience_goes_on_counting_from_a_checkpoint(data: Path, tmp_path: Path, older: bool) -> None:
+    still = {"name": "adamw", "learning_rate": 1e-30}
+    fit = {"epochs": 9, "patience": 2, "optimizer": still, "freeze_norm": True, "deterministic": True}
+    own = {"data": {"size": 32}, "model": {"name": "test_resnet", "weights": "none"}, "fit": fit}
+    run = begin_run(data, resolve_config(TrainConfig, overrides=own), name="run", runs=tmp_path, device="cpu")
+    good = Best(
+        weights_of(run.session.classifier),
+        Scores(0.0, 1.0, 1.0, 1.0, 1.0, 0.0),
+        np.zeros((len(run.session.dataset.rows("validation")), 3), dtype=np.float32),
+    )
+
+    def die(epoch: int, _: Scores) -> bool:
+        if epoch == 2:
+            raise ConnectionError("the machine is gone")
+        return False
+
+    with pytest.raises(ConnectionError):
+        learn(run.session, start=good, log=run.log, watch=die)
+    resumed = resume_run(run.folder, data=None, device=None, overrides={})
+    assert resumed.checkpoint is not None
+    if older:
+        del resumed.checkpoint.state["tuned"]
+    learned = learn(resumed.session, checkpoint=resumed.checkpoint, log=resumed.log)
+    assert [row["epoch"] for row in resumed.log.metrics] == [1, 2, 3]
+    assert learned.scores == good.scores
 
 
 class TestLostFiles:

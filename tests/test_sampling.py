@@ -45,11 +45,13 @@ class TestDrawWeights:
         assert np.ptp(weights[others]) == 0
         assert weights.mean() == pytest.approx(1)
 
-    def test_sampler_and_focus_multiply(self, tmp_path: Path) -> None:
-        weights = weights_of("sampler", focus=focus_on(tmp_path, PATHS[99]), focus_weight=2.0)
+    def test_with_the_sampler_a_focus_moves_shares_within_its_class_only(self, tmp_path: Path) -> None:
+        listed = [*PATHS[:40], PATHS[99]]
+        weights = weights_of("sampler", focus=focus_on(tmp_path, *listed), focus_weight=2.0)
         assert weights is not None
         assert weights[99] == pytest.approx(2 * weights[98])
-        assert weights[98] == pytest.approx(80 / 5 * weights[0])
+        assert weights[0] == pytest.approx(2 * weights[79])
+        np.testing.assert_allclose(np.bincount(LABELS, weights=weights), 100 / 3)
 
     def test_a_focus_of_weight_one_changes_nothing(self, tmp_path: Path) -> None:
         assert weights_of(focus=focus_on(tmp_path, PATHS[0]), focus_weight=1.0) is None

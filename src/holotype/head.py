@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from holotype.config import FitConfig
 from holotype.errors import TrainingError
-from holotype.imbalance import class_weights, settle
+from holotype.imbalance import class_weights, settle, shown_counts
 from holotype.loss import criterion
 from holotype.metrics import confusion_matrix, expected_calibration_error, log_loss, macro_f1, per_class
 from holotype.policy import Policy, probabilities
@@ -206,12 +206,13 @@ def _mean_loss(
         return _cross_entropy(labels, smoothing=config.label_smoothing, weights=weights)
     if isinstance(config.focal_alpha, dict) and not names:
         raise AssertionError("weights by name need the names")
+    shown = shown_counts(labels, classes=classes, weights=weights)
     losses = criterion(
-        config, imbalance=remedy, counts=counts, classes=tuple(names), device=torch.device("cpu")
+        config, imbalance=remedy, shown=shown, classes=tuple(names), device=torch.device("cpu")
     )
     targets = functional.one_hot(torch.from_numpy(labels), classes).float()
-    shown = torch.ones(len(labels)) if weights is None else torch.from_numpy(weights).float()
-    return lambda logits: (losses(logits, targets) * shown).mean()
+    often = torch.ones(len(labels)) if weights is None else torch.from_numpy(weights).float()
+    return lambda logits: (losses(logits, targets) * often).mean()
 
 
 def _cross_entropy(labels: Labels, *, smoothing: float, weights: npt.NDArray[np.float64] | None) -> _Loss:

@@ -12,15 +12,25 @@ import numpy.typing as npt
 from holotype.bundle import write_text
 from holotype.config import GatesConfig
 
-__all__ = ["Remedy", "class_weights", "read_rule", "remedies", "settle", "write_rule"]
+__all__ = ["Remedy", "class_weights", "read_rule", "remedies", "settle", "shown_counts", "write_rule"]
 
 Remedy = Literal["none", "weights", "sampler", "focal", "logit-adjust"]
 
 Counts = npt.NDArray[np.int64]
+Shown = npt.NDArray[np.float64]
 
 
-def class_weights(counts: Counts) -> npt.NDArray[np.float64]:
-    """N / (C n_c) for `int64[C]` images per class, each at least 1: inverse frequency.
+def shown_counts(labels: npt.NDArray[np.int64], *, classes: int, weights: Shown | None) -> Shown:
+    """How many images of each class an epoch shows in the mean, `float64[C]`.
+
+    `labels: int64[N]` are of the training images, `weights: float64[N]` how often each is drawn, None once.
+    What a loss does about unequal classes must go by these: a prior or a frequency is that of the drawn data.
+    """
+    return np.bincount(labels, weights=weights, minlength=classes).astype(np.float64)
+
+
+def class_weights(counts: Counts | Shown) -> npt.NDArray[np.float64]:
+    """N / (C n_c) for N images, n_c of each of C classes, every one above 0: inverse frequency.
 
     The mean weight of the N images is 1, and all classes weigh the same as a whole.
     """

@@ -27,7 +27,7 @@ def criterion(
     config: FitConfig,
     *,
     imbalance: Remedy,
-    counts: npt.NDArray[np.int64],
+    shown: npt.NDArray[np.float64],
     classes: tuple[str, ...],
     device: torch.device,
 ) -> Criterion:
@@ -39,20 +39,21 @@ def criterion(
     the labelled class: if the smoothed terms of the others, whose 1 - p is near 1, were weighed by their own,
     the label would be damped and they would not, and the best p of ten classes with s = 0.1 were 0.69.
     - none, sampler: w = 1, gamma = tau = 0, u = 1 / C: cross-entropy.
-    - weights: w_c = N / (C n_c) of `counts: int64[C]`, whose mean over the N training images is 1.
+    - weights: w_c = N / (C n_c) of the n_c = `shown: float64[C]` images of each class in an epoch, N in all
+      (`imbalance.shown_counts`), so that the mean weight of what is shown is 1.
     - focal: gamma and alpha = w of `config` (Lin et al. 2017).
     - logit-adjust: prior = n_c / N and tau of `config` (Menon et al. 2021), in the loss only, and u = softmax
       (tau log prior). Evenly smoothed, a rare class must be likelier everywhere than it is, which the
       adjustment would multiply by 1 / prior; so it stays a constant that changes no answer.
     `ConfigError` where `config.focal_alpha` names other classes than `classes`.
     """
-    weights = np.ones(len(counts))
+    weights = np.ones(len(shown))
     if imbalance == "weights":
-        weights = class_weights(counts)
+        weights = class_weights(shown)
     elif imbalance == "focal":
-        weights = _focal_alpha(config, counts=counts, classes=classes)
+        weights = _focal_alpha(config, shown=shown, classes=classes)
     tau = config.logit_tau if imbalance == "logit-adjust" else 0.0
-    adjustment = torch.from_numpy(tau * np.log(counts / counts.sum()))
+    adjustment = torch.from_numpy(tau * np.log(shown / shown.sum()))
     return partial(
         _losses,
         smoothing=config.label_smoothing,
@@ -99,13 +100,13 @@ def _losses(
 
 
 def _focal_alpha(
-    config: FitConfig, *, counts: npt.NDArray[np.int64], classes: tuple[str, ...]
+    config: FitConfig, *, shown: npt.NDArray[np.float64], classes: tuple[str, ...]
 ) -> npt.NDArray[np.float64]:
     alpha = config.focal_alpha
     if alpha == "none":
-        return np.ones(len(counts))
+        return np.ones(len(shown))
     if alpha == "balanced":
-        return class_weights(counts)
+        return class_weights(shown)
     wrong = sorted(set(classes) ^ set(alpha))
     if wrong:
         verb = "lacks the class" if wrong[0] in classes else "names what is no class:"

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from holotype.config.training import PRESETS
+from holotype.config.training import AUGMENT_PRESETS, PRESETS, AdamW
 from holotype.errors import ConfigError
 
 __all__ = [
@@ -54,9 +54,14 @@ def resolve_config(
     recipe: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Section:
-    """Merge defaults, preset, recipe and overrides (both nested mappings) into a validated section."""
+    """Merge defaults, preset, recipe and overrides (both nested mappings) into a validated section.
+
+    `ConfigError` where `overrides` choose another preset or optimizer than the recipe, whose own settings
+    would keep it from doing what it says.
+    """
     merged = merge(dict(recipe or {}), overrides or {})
     if "preset" in model.model_fields:
+        _refuse_idle_choices(recipe or {}, overrides or {})
         preset = merged.get("preset", model.model_fields["preset"].default)
         if preset in PRESETS:
             merged = merge(_beneath(PRESETS[preset], merged), merged)
@@ -132,6 +137,48 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _refuse_idle_choices(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """`ConfigError` where a recipe, such as that of a whole run, sets what another choice would bring."""
+    preset, augmentation = _named(overrides, "preset"), _named(overrides, "augment", "preset")
+    brought: dict[str, list[str]] = {"fit.optimizer.name": ["fit.optimizer.learning_rate"]}
+    if preset in PRESETS:
+        brought["preset"] = list(_keys(PRESETS[preset]))
+    if augmentation in AUGMENT_PRESETS:
+        brought["augment.preset"] = [f"augment.{key}" for key in AUGMENT_PRESETS["none"]]
+    for key, keys in brought.items():
+        new, old = (_named(settings, *key.split(".")) for settings in (overrides, recipe))
+        optimizer = key == "fit.optimizer.name"
+        if optimizer and old is None:
+            old = AdamW().name  # as in every preset
+        kept = [each for each in keys if _given(recipe, each) and not _given(overrides, each)]
+        if new is None or old is None or new == old or not kept:
+            continue
+        more = f" and {len(kept) - 1} more keys" if len(kept) > 1 else ""
+        raise ConfigError(
+            f"the recipe (of {key}={old}) sets {kept[0]}{more} in place of {new}",
+            where=f"{key}={new}",
+            fix=f"set {kept[0]} too, or delete it from the recipe"
+            if optimizer
+            else f"leave {key} out, or delete those keys from the recipe",
+        )
+
+
+def _keys(settings: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values in nested mappings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _keys(value, prefix=f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _given(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether nested mappings have a value at a dotted key, be it null."""
+    section, _, name = key.rpartition(".")
+    inside = _named(settings, *section.split(".")) if section else settings
+    return isinstance(inside, Mapping) and name in inside
 
 
 def _beneath(preset: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:

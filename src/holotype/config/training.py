@@ -288,7 +288,11 @@ class FitConfig(BaseModel):
     focus_weight: float = Field(3.0, ge=1, description="how many times as often they are drawn")
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null: no clipping")
     ema: float | None = Field(
-        0.99, gt=0, lt=1, description="decay per step of the averaged weights; null: none"
+        0.99,
+        gt=0,
+        lt=1,
+        description="largest decay per step of the averaged weights; it warms up as 1 - step^(-2/3): 0.99"
+        " takes 1,000 steps; null: no averaging",
     )
     freeze_norm: bool | Literal["auto"] = Field(
         "auto", description="keep the batch-norm statistics as they are; auto: where they are pretrained"
@@ -328,7 +332,11 @@ class MonitorConfig(BaseModel):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
         ("tensorboard",), description="where curves go; tensorboard is always written"
     )
-    every: int = Field(10, ge=1, description="steps between rows of steps.csv, with norms of every stage")
+    every: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="steps between rows of steps.csv, with norms of every stage; auto: 10, at most a"
+        " thirtieth of the run, so that there is a curve",
+    )
 
 
 class TrainConfig(BaseModel):

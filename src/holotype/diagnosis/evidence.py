@@ -81,6 +81,11 @@ class Evidence:
         return self.recall if self.recall is not None else float(self.epochs[-1]["train_accuracy"])
 
     @property
+    def never_stepped(self) -> bool:
+        """Whether the very first step gave no number: whatever it comes from, no step has made it."""
+        return self.diverged and not self.finite_steps
+
+    @property
     def tells_labels(self) -> bool:
         """Whether there are losses of single labels: those of mixed images are of two."""
         mixed = self.config.augment.mixup > 0 or self.config.augment.cutmix > 0

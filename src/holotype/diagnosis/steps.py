@@ -133,11 +133,16 @@ def exploding(evidence: Evidence) -> Finding | None:
     if said is None:
         return None
     settings = ["fit.precision=fp32"] if config.fit.precision == "fp16" else []
+    meaning = "A few batches throw the weights far away from where all others had brought them."
+    if evidence.never_stepped:
+        meaning = "What is no number comes from the weights, a teacher or the images as they are."
+    else:
+        settings += slower(config, ratio=3e-3)
     return finding_of(
         "exploding-gradients",
         said,
-        "A few batches throw the weights far away from where all others had brought them.",
-        [*settings, *slower(config, ratio=3e-3)],
+        meaning,
+        settings,
         severity="warning" if severe or config.fit.clip_norm is None else "note",
     )
 

@@ -16,7 +16,14 @@ from typing import Any
 import polars as pl
 
 from holotype.bundle import write_bytes, write_text
-from holotype.config import WITHOUT_EFFECT_ON_RESULTS, TrainConfig, read_recipe, resolve_config, to_yaml
+from holotype.config import (
+    WITHOUT_EFFECT_ON_RESULTS,
+    TrainConfig,
+    merge,
+    read_recipe,
+    resolve_config,
+    to_yaml,
+)
 from holotype.errors import ConfigError, DatasetError, TrainingError
 from holotype.fit.checkpoint import Checkpoint, load_checkpoint
 from holotype.fit.interrupt import terminable
@@ -28,7 +35,7 @@ from holotype.runlog import Row, RunLog, create_run
 
 __all__ = ["Run", "alone", "begin_run", "record_end", "resume_run"]
 
-_RUN, _TABLE = "run.json", "images.parquet"
+_RUN, _TABLE, _FOCUS = "run.json", "images.parquet", "focus.csv"
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def begin_run(data: Path, config: TrainConfig, *, name: str, runs: Path, device:
     if processes.first:
         write_text(folder / "config.yaml", to_yaml(session.config))
         (folder / "last").mkdir()
-        _remember(folder, session.dataset.table)
+        _remember(folder, session)
         _record(
             folder,
             {
@@ -89,7 +96,8 @@ def _located(config: TrainConfig) -> TrainConfig:
 
 def _continued(config: TrainConfig, overrides: Mapping[str, Any], *, folder: Path) -> TrainConfig:
     """The settings of a run with `overrides`; `ConfigError` where its result would depend on them."""
-    changed = resolve_config(TrainConfig, recipe=config.model_dump(mode="json"), overrides=overrides)
+    # As one recipe: that a preset could do nothing on top of them is no news here.
+    changed = resolve_config(TrainConfig, recipe=merge(config.model_dump(mode="json"), overrides))
     before, after = (each.model_dump(exclude=WITHOUT_EFFECT_ON_RESULTS) for each in (config, changed))
     if before != after:
         raise ConfigError(
@@ -117,7 +125,12 @@ def resume_run(
     checkpoint = load_checkpoint(folder / "last") if any((folder / "last").glob("checkpoint-*")) else None
     source = Path(data) if data is not None else Path(recorded["data"])
     session = open_session(
-        source, config, device=device or recorded["device"], folder=folder, before=_began_with(folder)
+        source,
+        config,
+        device=device or recorded["device"],
+        folder=folder,
+        before=_began_with(folder),
+        focus=_focused_on(folder),
     )
     if session.dataset.root_hash != recorded["root_hash"]:
         unreadable = session.dataset.unreadable
@@ -136,10 +149,16 @@ def resume_run(
     return Run(session, folder, log, checkpoint)
 
 
-def _remember(folder: Path, table: pl.DataFrame) -> None:
-    """What images the run began with: some of them may not be readable when it is resumed."""
+def _remember(folder: Path, session: Session) -> None:
+    """What images the run began with, and which of them it is to show more often.
+
+    Some may not be readable when it is resumed, and the list may be another one by then, or gone.
+    """
+    focus = session.config.fit.focus
+    if focus is not None:
+        write_bytes(folder / "last" / _FOCUS, Path(focus).read_bytes())
     buffer = io.BytesIO()
-    table.write_parquet(buffer)
+    session.dataset.table.write_parquet(buffer)
     write_bytes(folder / "last" / _TABLE, buffer.getvalue())
 
 
@@ -149,6 +168,12 @@ def _began_with(folder: Path) -> pl.DataFrame | None:
         return pl.read_parquet(folder / "last" / _TABLE)
     except (OSError, pl.exceptions.PolarsError):
         return None
+
+
+def _focused_on(folder: Path) -> Path | None:
+    """The list of images that a run began with; None without one, or of a version that did not keep it."""
+    kept = folder / "last" / _FOCUS
+    return kept if kept.is_file() else None
 
 
 def _record(folder: Path, content: Mapping[str, Any]) -> None:

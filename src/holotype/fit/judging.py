@@ -40,9 +40,11 @@ def judge(tools: Tools, plan: Plan, position: Position, *, log: RunLog, watch: W
         tools, position, scores, log=log, validated=time.perf_counter() - begun, done=plan.number(position)
     )
     _tell(plan, position, scores, tools=tools)
-    improved = better(scores, position.best.scores if position.best else None, metric=fit.metric)
+    if better(scores, position.best.scores if position.best else None, metric=fit.metric):
+        position.best = Best(weights_of(tools.judged), scores, logits)
+    improved = better(scores, position.tuned, metric=fit.metric)
     if improved:
-        position.best, position.waiting = Best(weights_of(tools.judged), scores, logits), 0
+        position.tuned, position.waiting = scores, 0
     else:
         position.waiting += 1
     tools.schedule.judge(improved)
@@ -132,8 +134,13 @@ def diverged(what: str, tools: Tools, plan: Plan) -> TrainingError:
     )
     causes = [finding for finding in diagnose(evidence) if finding.severity == "warning"][:1]
     settings = [setting for finding in causes for setting in finding.settings]
+    fixes = [" ".join(f"--set {shlex.quote(setting)}" for setting in settings)] if settings else []
+    if evidence.never_stepped:
+        what = f"{what}; it was the first step, so that is no matter of the rate"
+        teacher = ["distill.teacher"] if plan.teacher is not None else []
+        fixes.append(f"check {', '.join(['model.weights', *teacher])} and these images")
+    elif not settings:
+        fixes.append("lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images")
     return TrainingError(
-        "; ".join([what, *(finding.evidence.rstrip(".") for finding in causes)]),
-        fix=" ".join(f"--set {shlex.quote(setting)}" for setting in settings)
-        or "lower fit.optimizer.learning_rate, set fit.clip_norm, or look at these images",
+        "; ".join([what, *(finding.evidence.rstrip(".") for finding in causes)]), fix=", or ".join(fixes)
     )

@@ -51,7 +51,7 @@ _COLUMNS = (
     "learning_rate_least",
     "update_ratio",
 )
-_ROWS = 30
+_USUAL, _ROWS = 10, 30
 _CLOCKED = ("images", "seconds", "waited", "augmented")
 _OF_STAGES = ("gradient_norm", "update_ratio", "dead", "norm_mismatch")
 
@@ -92,8 +92,8 @@ class Monitor:
     def __init__(
         self, classifier: Classifier, config: MonitorConfig, *, steps: int, folder: Path | None
     ) -> None:
-        # A short run has rows enough to see a trend in.
-        self._every = min(config.every, max(steps // _ROWS, 1))
+        # By itself a short run has rows enough to see a trend in.
+        self._every = min(_USUAL, max(steps // _ROWS, 1)) if config.every == "auto" else config.every
         self._last = steps - 1
         self._file = None if folder is None else folder / "steps.csv"
         self._stages = _stages(classifier)

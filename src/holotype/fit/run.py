@@ -118,7 +118,9 @@ class Position:
 
     `step` counts optimizer steps within the epoch. `losses: float32[N]` are of the training images (NaN
     where not shown in this epoch), `confusion: int64[C, C]` of what was trained on in it, `broken` the
-    rows of images that broke, and how.
+    rows of images that broke, and how. `best` may be what fine-tuning began with; `tuned` are the best scores
+    of fine-tuning itself, against which `waiting` counts epochs: one that first loses something of a good
+    head and then gets better with every epoch is not standing still.
     """
 
     best: Best | None
@@ -127,6 +129,7 @@ class Position:
     broken: dict[int, str] = field(default_factory=dict)
     epoch: int = 1
     step: int = 0
+    tuned: Scores | None = None
     waiting: int = 0
     overflows: int = 0
     stopped: bool = False

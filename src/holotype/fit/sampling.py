@@ -44,13 +44,17 @@ def draw_weights(
 
     `labels: int64[N]` and `paths` are of the training images, `counts: int64[C]` how many each class has.
     The sampler shows all classes equally often, and images in the file `config.focus` are drawn
-    `config.focus_weight` times as often as others of their class. `ConfigError` where that file is no CSV
-    with a column image_path, or names what is not trained on.
+    `config.focus_weight` times as often as others of their class. With the sampler they are so at the cost
+    of these; else their class is shown more often too, which the loss must know (`shown_counts`).
+    `ConfigError` where that file is no CSV with a column image_path, or names what is not trained on.
     """
     weights = class_weights(counts)[labels] if imbalance == "sampler" else np.ones(len(labels))
     if config.focus is not None:
         focus = _read_focus(Path(config.focus), paths)
-        weights = weights * np.where([path in focus for path in paths], config.focus_weight, 1.0)
+        factors = np.where([path in focus for path in paths], config.focus_weight, 1.0)
+        if imbalance == "sampler":
+            factors /= (np.bincount(labels, weights=factors, minlength=len(counts)) / counts)[labels]
+        weights = weights * factors
     if (weights == weights[0]).all():
         return None
     return np.asarray(weights / weights.mean(), dtype=np.float64)

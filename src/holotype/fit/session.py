@@ -43,7 +43,7 @@ from holotype.fit.state import restore, save
 from holotype.fit.teacher import Teacher, open_teacher
 from holotype.fit.tracking import check_trackers, log_head, open_accelerator
 from holotype.head import HeadFit, fit_head
-from holotype.imbalance import Remedy, read_rule, settle
+from holotype.imbalance import Remedy, read_rule, settle, shown_counts
 from holotype.loss import Criterion, criterion
 from holotype.models import (
     Architecture,
@@ -115,11 +115,13 @@ def open_session(
     folder: Path | None = None,
     network: Classifier | None = None,
     before: pl.DataFrame | None = None,
+    focus: Path | None = None,
 ) -> Session:
     """Read the dataset, build the network and settle what is measured; `HolotypeError` where it cannot be.
 
     `network` is one to go on from, instead of the one that `config.model` names; the dataset must have its
-    number of classes. `before` is the table that the dataset had when the run began which is resumed.
+    number of classes. `before` is the table that the dataset had when the run began which is resumed, and
+    `focus` its list of then, read in place of `config.fit.focus`.
     """
     keep_freed_memory()
     chosen = choose_device(device)
@@ -138,7 +140,7 @@ def open_session(
     labels = dataset.labels(rows)
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
     imbalance = _remedy(config.fit, dataset, counts)
-    for idle in idle_settings(asked, imbalance=imbalance):
+    for idle in idle_settings(asked, imbalance=imbalance, images=len(rows)):
         note(idle)
     config = _settled(config, imbalance=imbalance, dataset=dataset)
     if network is None:
@@ -147,8 +149,10 @@ def open_session(
     else:
         architecture, classifier, origin = network.architecture, network, "given"
     # What may refuse its settings is made now: before anything is computed or written.
-    drawn = draw_weights(labels, dataset.paths(rows), config=config.fit, imbalance=imbalance, counts=counts)
-    loss = criterion(config.fit, imbalance=imbalance, counts=counts, classes=classes, device=chosen)
+    drawing = config.fit if focus is None else config.fit.model_copy(update={"focus": str(focus)})
+    drawn = draw_weights(labels, dataset.paths(rows), config=drawing, imbalance=imbalance, counts=counts)
+    shown = shown_counts(labels, classes=len(classes), weights=drawn)
+    loss = criterion(config.fit, imbalance=imbalance, shown=shown, classes=classes, device=chosen)
     teacher = None
     if config.fit.epochs:
         apply_freezing(classifier, config.fit, epoch=1)

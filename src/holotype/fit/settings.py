@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -114,8 +115,8 @@ _OF_FINE_TUNING = (
 )  # fmt: skip
 
 
-def idle_settings(config: TrainConfig, *, imbalance: Remedy) -> tuple[str, ...]:
-    """What was set and has no effect, each with what it would need; one line each, for people."""
+def idle_settings(config: TrainConfig, *, imbalance: Remedy, images: int) -> tuple[str, ...]:
+    """What was set and has no effect with so many training `images`; one line each, for people."""
     augment, fit = config.augment, config.fit
     one_cycle = isinstance(fit.schedule, OneCycle)
     conditions = (
@@ -135,12 +136,26 @@ def idle_settings(config: TrainConfig, *, imbalance: Remedy) -> tuple[str, ...]:
         (augment.mixup > 0 or augment.cutmix > 0, "augment.mixup or augment.cutmix", ("augment.mixed",)),
     )
     usual = resolve_config(TrainConfig, overrides={"preset": config.preset})
-    return tuple(
+    idle = tuple(
         f"{key} has no effect without {need}"
         for met, need, keys in conditions
         for key in keys
         if not met and _value(config, key) != _value(usual, key)
     )
+    asked = fit.epochs > 0 and fit.ema != usual.fit.ema
+    return (*idle, *_unreached_decay(fit, images=images)) if asked else idle
+
+
+def _unreached_decay(fit: FitConfig, *, images: int) -> tuple[str, ...]:
+    """A line where the run ends before its averaged weights decay as slowly as `fit.ema` allows."""
+    if fit.ema is None:
+        return ()
+    # Where the warm-up of timm's ModelEmaV3, 1 - step^(-2/3), comes to it.
+    needed, steps = (1 - fit.ema) ** -1.5, fit.epochs * math.ceil(images / fit.batch_size)
+    if steps >= needed:
+        return ()
+    reached = f"the decay warms up to it in {needed:,.0f} steps, the run has {steps:,}"
+    return (f"fit.ema={fit.ema:g} is never reached: {reached}",)
 
 
 def _value(config: TrainConfig, key: str) -> object:

@@ -45,6 +45,7 @@ def save(folder: Path, tools: Tools, position: Position, *, log: RunLog) -> None
     state = {
         **{name: getattr(position, name) for name in _COUNTED},
         "best": None if best is None else asdict(best.scores),
+        "tuned": None if position.tuned is None else asdict(position.tuned),
         "optimizer": hyper,
         "schedule": tools.schedule.state(),
         "monitor": tools.monitor.state(),
@@ -78,6 +79,9 @@ def restore(checkpoint: Checkpoint, tools: Tools, position: Position) -> None:
     if state["best"] is not None:
         logits = checkpoint.tensors["best_logits"].numpy()
         position.best = Best(parts["best"], Scores(**state["best"]), logits)
+    # A run of a version that counted against the best of all, the head too, goes on as it began.
+    tuned = state.get("tuned", state["best"])
+    position.tuned = None if tuned is None else Scores(**tuned)
     if tools.processes.first:
         position.losses[:] = checkpoint.tensors["losses"].numpy()
         position.confusion[:] = checkpoint.tensors["confusion"].numpy()
