@@ -1,6 +1,6 @@
 """What the budget search decides, and what it takes: a loose budget, a tight one, one that cannot be met.
 
-    python benchmarks/budgets.py RUN CLOTHING [--out budgets]
+    python benchmarks/budgets.py RUN CLOTHING [--out budgets] [--set structured.epochs=1]
 
 RUN is what `train` wrote. For each budget `holotype compress --json` is asked as a user would, in a folder of
 its own; its decision is right when what it chose was measured inside every limit, and when nothing was chosen
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, help="keep the folders here; default: a temporary one")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of compress")
     arguments = parser.parse_args()
     print(f"on {machine_name()}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,6 +52,8 @@ def asked(arguments: argparse.Namespace, out: Path, *limits: str) -> dict[str, A
         "--data",
         str(arguments.data),
     ]
+    for setting in arguments.set:
+        command += ["--set", setting]
     done = subprocess.run(
         [*command, *limits, "--out", str(out), "--json"], capture_output=True, text=True, check=False
     )
