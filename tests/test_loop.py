@@ -103,7 +103,7 @@ class TestStopping:
     def test_no_better_for_as_long_as_patience_says(
         self, data: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        still = {"name": "adamw", "learning_rate": 1e-12}
+        still = {"name": "adamw", "learning_rate": 1e-30}
         _, log = trained(data, fit={"epochs": 9, "patience": 2, "optimizer": still, "freeze_norm": True})
         assert len([row for row in log.metrics if row["stage"] == "fine-tune"]) == 3
         assert "stopped early" in capsys.readouterr().err

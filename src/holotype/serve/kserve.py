@@ -139,7 +139,11 @@ def kserve_router(desk: Desk) -> APIRouter:
             "platform": f"holotype_{served.runtime}",
             "inputs": [{"name": "images", "datatype": "BYTES", "shape": [-1]}],
             "outputs": _outputs(desk, classes=len(served.classes)),
-            "parameters": {"classes": list(served.classes), "heat_maps": served.heat_maps},
+            "parameters": {
+                "classes": list(served.classes),
+                "heat_maps": served.heat_maps,
+                "bundle": served.bundle,
+            },
         }
 
     @router.get("/models/{name}/ready", responses=documented(401, 404, 503, protocol=True))

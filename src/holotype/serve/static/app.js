@@ -286,7 +286,7 @@ async function choose(name) {
   const { body } = await ask(`v2/models/${encodeURIComponent(name)}`);
   model = { name, classes: body.parameters.classes, heat_maps: body.parameters.heat_maps };
   $("serving").textContent = `${name}: ${model.classes.length} classes, ${body.platform.replace("holotype_", "")}`;
-  $("bundle").textContent = `bundle ${body.versions[0]}`;
+  $("bundle").textContent = `bundle ${body.parameters.bundle}`;
   if (!["cam", "grad-cam"].includes(model.heat_maps)) $("bundle").textContent += ` · no heat maps: ${model.heat_maps}`;
   look();
 }
