@@ -130,11 +130,13 @@ class Batcher:
         self._withdrawn: set[int] = set()  # those of them that nobody waits for
         self._closed = False
 
-    def add(self, order: Order, content: bytes) -> None:
-        """Begin to decode an image."""
+    def add(self, order: Order, content: bytes, *, wanted: bool = True) -> None:
+        """Begin to decode an image; one that is not wanted any more is only handed out again."""
         with self._changed:
             self._decoding += 1
             self._here.add(order.number)
+            if not wanted:
+                self._withdrawn.add(order.number)
         self._pool.submit(self._work, order, content)
 
     def withdraw(self, numbers: Sequence[int]) -> None:

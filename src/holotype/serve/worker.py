@@ -56,6 +56,7 @@ __all__ = ["Assignment", "run"]
 
 _LARGEST_BATCH = 8  # where nothing is set: beyond it no runtime becomes faster per image
 _FAILED = failed(500, "the model failed on this image")
+_MOST_AT_ONCE = 64  # orders that are read before the first of them is begun
 _SUMMED = 64  # images between two messages about embeddings
 _MOST_SHOWN_BYTES = 4 * 2**20  # of the pixels that the model saw, as base64
 _NEWS_BYTES = 4 * 2**20  # of one message, roughly: the front reads none beyond four times that
@@ -178,18 +179,26 @@ def _send_failure(pipe: Connection, error: HolotypeError) -> None:
 
 
 def _take_orders(pipe: Connection, memory: SharedMemory, batcher: Batcher) -> None:
-    """Until the front closes the pipe, which is an EOFError, or asks to stop."""
+    """Until the front closes the pipe, which is an EOFError, or asks to stop.
+
+    What has come meanwhile is read first: of what is withdrawn in it, nothing may be begun.
+    """
     while True:
-        asked = json.loads(pipe.recv_bytes())
-        if "stop" in asked:
-            return
-        if "withdraw" in asked:
-            batcher.withdraw(asked["withdraw"])
-            continue
-        if memory.buf is None:
-            raise AssertionError("the memory is closed")
-        start, size = asked.pop("start"), asked.pop("size")
-        batcher.add(Order(**asked), bytes(memory.buf[start : start + size]))
+        messages = [json.loads(pipe.recv_bytes())]
+        while len(messages) < _MOST_AT_ONCE and "stop" not in messages[-1] and pipe.poll():
+            messages.append(json.loads(pipe.recv_bytes()))
+        gone = [number for asked in messages for number in asked.get("withdraw", ())]
+        batcher.withdraw(gone)
+        for asked in messages:
+            if "stop" in asked:
+                return
+            if "withdraw" in asked:
+                continue
+            if memory.buf is None:
+                raise AssertionError("the memory is closed")
+            start, size = asked.pop("start"), asked.pop("size")
+            order = Order(**asked)
+            batcher.add(order, bytes(memory.buf[start : start + size]), wanted=order.number not in gone)
 
 
 @dataclass(frozen=True)
