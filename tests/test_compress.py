@@ -301,6 +301,14 @@ class TestDecision:
 
 
 class TestJudging:
+    def test_no_flip_on_a_few_images_is_no_proof(self, dataset: Dataset) -> None:
+        panel = open_panel(dataset, tuple(dataset.classes))
+        logits = np.eye(len(panel.classes), dtype=np.float32)[panel.labels]
+        drop = compare(logits, logits.copy(), panel).drop
+        # Of n images none was lost: at most 1 - 0.025 ** (1 / n) of all are.
+        most = 100 * (1 - 0.025 ** (1 / len(panel)))
+        assert (drop.value, drop.high, drop.low) == pytest.approx((0.0, most, -most))
+
     def test_flips_and_classes_are_named(self, dataset: Dataset) -> None:
         panel = open_panel(dataset, tuple(dataset.classes))
         right = np.eye(len(panel.classes), dtype=np.float32)[panel.labels]
