@@ -83,7 +83,7 @@ def _structured(shop: Workshop, before: Sequence[Measured], *, sparsity: float) 
         # Equal shares of what is there, so that after all steps `sparsity` is gone.
         share = 1 - (1 - sparsity) ** (1 / settings.steps)
         network = remove_channels(network, share=share, round_to=settings.round_to)
-        session = _session(shop, network, name=f"{name}-{step}", epochs=settings.epochs)
+        session = _session(shop, network, name=f"{name}-{step}", epochs=settings.epochs, settle=True)
         accuracy = recover(session).scores.accuracy
         network = session.classifier.cpu().eval()
         note(f"pruned {sparsity:.0%}, step {step}/{settings.steps}: {accuracy:.1%} on validation")
@@ -252,11 +252,15 @@ def _logits(panel: Panel, model: onnx.ModelProto) -> Logits:
     return answers(load_onnx_model(model, threads=available_cores()), panel)
 
 
-def _session(shop: Workshop, network: Classifier, *, name: str, epochs: int) -> Session:
+def _session(shop: Workshop, network: Classifier, *, name: str, epochs: int, settle: bool = False) -> Session:
+    """`settle`: batch norm takes its statistics anew: what is left of the channels sums to something else."""
+    config = _training(shop, epochs=epochs)
+    if settle:
+        config = config.model_copy(update={"fit": config.fit.model_copy(update={"freeze_norm": False})})
     return open_recovery(
         shop.panel.dataset.source,
         network,
-        _training(shop, epochs=epochs),
+        config,
         folder=shop.scratch(name),
         device=shop.device,
     )
