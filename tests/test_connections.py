@@ -292,8 +292,8 @@ def test_who_never_reads_is_closed(server: Server) -> None:
 
         thread = threading.Thread(target=insist)
         thread.start()
-        began = time.monotonic()
         wait_for(served, "connection")
+        began = time.monotonic()
         wait_for(lambda: not served(), "its end")
         assert time.monotonic() - began > 1, "it had its time"
         stop.set()
