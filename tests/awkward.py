@@ -10,7 +10,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -419,6 +419,12 @@ def with_right_checksums(data: bytes) -> bytes:
     return bytes(repaired)
 
 
+def mutation(kind: str, originals: Sequence[bytes], *, seed: int) -> bytes:
+    """One of `originals` of a format, damaged; of PNG files three of four pass their checksums."""
+    data = mutate(originals[seed % len(originals)], seed=seed)
+    return with_right_checksums(data) if kind == "PNG" and seed % 4 else data
+
+
 def patience(seconds: float = 2.0) -> float:
     """CPU seconds that one image may cost here: `seconds`, or more on a core slower than the usual.
 
@@ -442,9 +448,7 @@ def hammer(kind: str, *, start: int, count: int) -> None:
     originals = [make() for make in VARIANTS[kind]]
     for seed in range(start, start + count):
         os.write(1, b"%d\n" % seed)
-        data = mutate(originals[seed % len(originals)], seed=seed)
-        if kind == "PNG" and seed % 4:
-            data = with_right_checksums(data)
+        data = mutation(kind, originals, seed=seed)
         began = time.process_time()
         with contextlib.suppress(ImageError):
             read_pixels(data, spec=spec)

@@ -55,14 +55,28 @@ def answers(
     return rows, {one["id"]: "shirt" for one in rows}
 
 
+def of_the_same_images(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """As in a shadow: both arms are asked about each."""
+    for one, other in zip(rows, others, strict=True):
+        other["id"] = other["key"] = one["id"]
+
+
+def champion_and_failing(failing: int, *, shadow: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """900 answers of a champion that never fails, and those of a challenger with a tenth of the keys."""
+    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
+    others, _ = answers("challenger", count=900 if shadow else 100, failing=failing, accuracy=0.9, seed=1)
+    if shadow:
+        of_the_same_images(rows, others)
+    return rows, others
+
+
 @pytest.mark.parametrize("shadow", [False, True])
 def test_a_challenger_that_fails_is_neither_better_nor_promoted(tmp_path: Path, shadow: bool) -> None:
     """Of its 1,000 images it fails on 400, and is right about all others; the champion about nine of ten."""
     rows, labels = answers("champion", count=1000, failing=0, accuracy=0.9, seed=0)
     others, more = answers("challenger", count=1000, failing=400, accuracy=1.0, seed=1)
-    if shadow:  # the same images
-        for one, other in zip(rows, others, strict=True):
-            other["id"] = other["key"] = one["id"]
+    if shadow:
+        of_the_same_images(rows, others)
     else:
         labels |= more
     found = seen(tmp_path, [*rows, *others], labels, Rule(share=0.5, shadow=shadow))
@@ -107,11 +121,7 @@ def test_one_process_that_was_lost_condemns_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shadow", [False, True])
 def test_what_was_in_flight_then_condemns_nobody_either(tmp_path: Path, shadow: bool) -> None:
     """A whole batch went with it, which the server writes down under one key."""
-    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
-    others, _ = answers("challenger", count=900 if shadow else 100, failing=64, accuracy=0.9, seed=1)
-    if shadow:
-        for one, other in zip(rows, others, strict=True):
-            other["id"] = other["key"] = one["id"]
+    rows, others = champion_and_failing(64, shadow=shadow)
     for other in others[:64]:
         other["key"] = "the end of a process"
     found = seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow))
@@ -121,11 +131,7 @@ def test_what_was_in_flight_then_condemns_nobody_either(tmp_path: Path, shadow: 
 
 @pytest.mark.parametrize("shadow", [False, True])
 def test_processes_that_are_lost_again_and_again_do(tmp_path: Path, shadow: bool) -> None:
-    rows, _ = answers("champion", count=900, failing=0, accuracy=0.9, seed=0)
-    others, _ = answers("challenger", count=900 if shadow else 100, failing=60, accuracy=0.9, seed=1)
-    if shadow:
-        for one, other in zip(rows, others, strict=True):
-            other["id"] = other["key"] = one["id"]
+    rows, others = champion_and_failing(60, shadow=shadow)
     for number, other in enumerate(others[:60]):
         other["key"] = f"end {number // 4}"
     assert seen(tmp_path, [*rows, *others], {}, Rule(share=0.1, shadow=shadow)).fails_more
@@ -145,10 +151,10 @@ def test_a_shadow_has_no_latency_to_speak_of(tmp_path: Path, shadow: bool, verdi
     """It answers at the lowest priority, when nobody else is to be answered."""
     rows, labels = answers("champion", count=1000, failing=0, accuracy=0.6, seed=0)
     others, more = answers("challenger", count=1000, failing=0, accuracy=0.9, seed=1)
-    for one, other in zip(rows, others, strict=True):
+    for other in others:
         other["milliseconds"] = 500.0
-        if shadow:
-            other["id"] = other["key"] = one["id"]
+    if shadow:
+        of_the_same_images(rows, others)
     found = seen(
         tmp_path, [*rows, *others], labels if shadow else labels | more, Rule(share=0.5, shadow=shadow)
     )

@@ -26,18 +26,24 @@ def some(count: int) -> list[Job]:
     return [Job(picture(), Wish(top=1), time.monotonic() + LIVENESS) for _ in range(count)]
 
 
+async def stalled_with(bundle: Path, *, images: int) -> tuple[Pool, list[Job], int]:
+    """A pool whose process stands still since before it was handed these, and that process."""
+    pool = one_process(bundle)
+    await pool.load()
+    (process,) = pool.processes
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    jobs = some(images)
+    assert pool.line.admit(jobs, idle=pool.idle)
+    pool.submit(jobs)
+    return pool, jobs, process
+
+
 def test_images_of_a_stalled_process_are_told_that_it_ends(tiny_bundle: Path) -> None:
     """Also those that it was only handed ahead, and those that it has no room for."""
 
     async def ended() -> tuple[list[Job], Line]:
-        pool = one_process(tiny_bundle)
-        await pool.load()
-        (process,) = pool.processes
-        assert process is not None
-        os.kill(process, signal.SIGSTOP)
-        jobs = some(100)
-        assert pool.line.admit(jobs, idle=pool.idle)
-        pool.submit(jobs)
+        pool, jobs, _ = await stalled_with(tiny_bundle, images=100)
         await asyncio.wait_for(pool.close(), LIVENESS)
         await asyncio.wait([job.reply for job in jobs], timeout=1)
         return jobs, pool.line
@@ -75,14 +81,7 @@ def test_a_lost_process_is_named_to_all_that_it_took(tiny_bundle: Path) -> None:
     """What it was only handed ahead is answered by the next one."""
 
     async def lost() -> list[Job]:
-        pool = one_process(tiny_bundle)
-        await pool.load()
-        (process,) = pool.processes
-        assert process is not None
-        os.kill(process, signal.SIGSTOP)
-        jobs = some(4)
-        assert pool.line.admit(jobs, idle=pool.idle)
-        pool.submit(jobs)
+        pool, jobs, process = await stalled_with(tiny_bundle, images=4)
         os.kill(process, signal.SIGKILL)
         await asyncio.wait([job.reply for job in jobs], timeout=LIVENESS)
         await pool.close()

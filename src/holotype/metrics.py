@@ -286,16 +286,20 @@ def _interval(value: float, draws: Floats) -> Interval:
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def paired_accuracy(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Interval:
+def paired_accuracy(
+    before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_], *, same: bool = False
+) -> Interval:
     """How much more often `after: bool[N]` is right than `before: bool[N]` on the same images, in [-1, 1].
 
-    The interval is a bootstrap over images, both answers of an image together.
+    The interval is a bootstrap over images, both answers of an image together, `with_exact_ends`; without
+    them where both are of the `same` model, which can lose nothing however few images there are.
     """
     difference = after.astype(np.float64) - before.astype(np.float64)
     # Only how many images were won, lost and neither matters: a resample is a multinomial draw of the three.
     shares = np.array([(difference > 0).mean(), (difference < 0).mean(), (difference == 0).mean()])
     draws = np.random.default_rng(0).multinomial(len(difference), shares, size=_RESAMPLES) / len(difference)
-    return _interval(float(difference.mean()), draws[:, 0] - draws[:, 1])
+    found = _interval(float(difference.mean()), draws[:, 0] - draws[:, 1])
+    return found if same else with_exact_ends(found, before, after)
 
 
 def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -311,17 +315,16 @@ def binomial_bounds(successes: int, trials: int, *, confidence: float = 0.95) ->
     return low, high
 
 
-def with_exact_ends(found: Interval, *, only_first: int, only_second: int, images: int) -> Interval:
-    """The paired interval of an accuracy, as wide at least as what exact bounds leave open.
+def with_exact_ends(found: Interval, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Interval:
+    """The interval of a paired accuracy of `bool[N]`, as wide at least as what exact bounds leave open.
 
     A bootstrap knows only what was seen: where no image is lost, it says that none ever is, however few
-    there were. Not more is lost than the upper 97.5 % bound of the share that the first alone gets right
+    there were. Not more is lost than the upper 97.5 % bound of the share that `before` alone gets right
     (Clopper & Pearson), less what was won; and the other way round.
     """
-    most_lost, most_won = (
-        binomial_bounds(count, images, confidence=_ONE_SIDED)[1] for count in (only_first, only_second)
-    )
-    low, high = only_second / images - most_lost, most_won - only_first / images
+    images, lost, won = len(before), int((before & ~after).sum()), int((after & ~before).sum())
+    most_lost, most_won = (binomial_bounds(count, images, confidence=_ONE_SIDED)[1] for count in (lost, won))
+    low, high = won / images - most_lost, most_won - lost / images
     return Interval(found.value, min(found.low, low), max(found.high, high))
 
 

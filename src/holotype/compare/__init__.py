@@ -54,7 +54,8 @@ def compare(
     _check_classes(*sides)
     source = Path(data) if data is not None else recorded_source(sides[0].bundle)
     settings = as_trained(sides[0].bundle, source, config=config.data)
-    if as_trained(sides[1].bundle, source, config=config.data) != settings:
+    others = as_trained(sides[1].bundle, source, config=config.data)
+    if (others.validation, others.test) != (settings.validation, settings.test):
         note("B was trained with other splits: what A never saw may be what B learned from")
     datasets = [open_dataset(source, spec=side.bundle.manifest.preprocess, config=settings) for side in sides]
     split = choose_split(datasets[0], wanted=config.split)
@@ -95,7 +96,7 @@ def judge(
     images = len(first.labels)
     accuracy = paired_metric(first, second, metric="accuracy")
     if not same:
-        accuracy = with_exact_ends(accuracy, only_first=only_a, only_second=only_b, images=images)
+        accuracy = with_exact_ends(accuracy, *right)
     verdict = _verdict(accuracy, margin=margin)
     needed = (
         images_needed(accuracy.value, (only_a + only_b) / images, margin=margin)
@@ -204,16 +205,12 @@ def _classes(first: Predictions, second: Predictions, *, same: bool) -> Iterator
         own = first.labels == place
         if own.any():
             before, after = first.predicted[own] == place, second.predicted[own] == place
-            found = paired_accuracy(before, after)
-            if not same:
-                lost, won = int((before & ~after).sum()), int((after & ~before).sum())
-                found = with_exact_ends(found, only_first=lost, only_second=won, images=len(before))
             yield ClassDifference(
                 name=name,
                 images=int(own.sum()),
                 recall_a=float(before.mean()),
                 recall_b=float(after.mean()),
-                difference=_estimate(found),
+                difference=_estimate(paired_accuracy(before, after, same=same)),
             )
 
 

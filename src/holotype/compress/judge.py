@@ -11,7 +11,7 @@ import numpy.typing as npt
 from holotype.compress.contract import ClassDelta, FlippedImage
 from holotype.dataset import Dataset
 from holotype.errors import DatasetError
-from holotype.metrics import paired_accuracy, with_exact_ends
+from holotype.metrics import paired_accuracy
 from holotype.report import Estimate
 from holotype.runtime import Runtime
 
@@ -79,11 +79,7 @@ def logits_of(runtime: Runtime, dataset: Dataset, rows: npt.NDArray[np.int64]) -
 def compare(before: Logits, after: Logits, panel: Panel) -> Verdict:
     """The candidate's answers beside the parent's; where they are one, nothing can be lost."""
     old, new, labels = before.argmax(axis=1), after.argmax(axis=1), panel.labels
-    kept, right = old == labels, new == labels
-    difference = paired_accuracy(kept, right)
-    if before is not after:
-        lost, won = int((kept & ~right).sum()), int((right & ~kept).sum())
-        difference = with_exact_ends(difference, only_first=lost, only_second=won, images=len(labels))
+    difference = paired_accuracy(old == labels, new == labels, same=before is after)
     paths = panel.dataset.paths(panel.rows)
     flips = tuple(
         FlippedImage(

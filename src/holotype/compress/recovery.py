@@ -8,6 +8,7 @@ from typing import Any
 from holotype.bundle import Bundle
 from holotype.compress.judge import logits_of
 from holotype.config import DataConfig, TrainConfig, resolve_config
+from holotype.dataset import LAYOUT
 from holotype.fit import Best, Learned, Session, learn, open_session
 from holotype.fit.checkpoint import load_checkpoint
 from holotype.head import score_logits
@@ -16,10 +17,6 @@ from holotype.runtime import torch_runtime
 
 __all__ = ["open_recovery", "recover", "settings_for", "teach"]
 
-# How images were listed and boxes read is told of those that are used now, not of those of then; and labels
-# are as they are decided now.
-_OF_THEN = {"revision", "format", "boxes", "margin", "background", "images"}
-
 # Shares of the teacher in the loss: a compressed network is to answer as its parent does.
 _TEACHER = {"weight": 0.7, "temperature": 2.0}
 
@@ -27,8 +24,8 @@ _TEACHER = {"weight": 0.7, "temperature": 2.0}
 def settings_for(source: Bundle, *, data: DataConfig, epochs: int, seed: int) -> TrainConfig:
     """How `source` was trained, as far as its manifest says, for a few epochs of what is made of it.
 
-    Images have the size that is deployed, every layer learns, batch-norm statistics stay, and `source` is the
-    teacher.
+    Images have the size that is deployed, every layer learns, batch-norm statistics stay or are learned as they
+    were then, and `source` is the teacher.
     """
     spec = source.manifest.preprocess
     fit: dict[str, Any] = {
@@ -44,10 +41,11 @@ def settings_for(source: Bundle, *, data: DataConfig, epochs: int, seed: int) ->
         "monitor": {"trackers": []},
     }
     before = {name: value for name, value in source.manifest.settings.items() if name != "data"}
+    # Labels as they are decided now, and the layout of the images that are used now, whatever they were then.
     told = source.manifest.settings.get("data", {})
+    read = {key: value for key, value in told.items() if key not in {"revision", *LAYOUT}}
     if source.manifest.settings.get("fit", {}).get("precision") in ("bf16", "fp16"):
         fit["precision"] = "auto"  # what was fastest for other shapes can be the slowest for these
-    read = {key: value for key, value in told.items() if key not in _OF_THEN}
     return resolve_config(TrainConfig, recipe={**before, "data": read}, overrides=own)
 
 

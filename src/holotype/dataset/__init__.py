@@ -11,9 +11,10 @@ from holotype.dataset.index import (
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
 from holotype.dataset.store import Shape, cache_folder, dataset_name
 from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
-from holotype.dataset.trained import as_trained, open_for, recorded_source
+from holotype.dataset.trained import LAYOUT, as_trained, open_for, recorded_source
 
 __all__ = [
+    "LAYOUT",
     "SPLITS",
     "Dataset",
     "Instead",

@@ -13,10 +13,12 @@ from holotype.config import DataConfig
 from holotype.dataset.index import Dataset, open_dataset
 from holotype.errors import DatasetError
 
-__all__ = ["as_trained", "open_for", "recorded_source"]
+__all__ = ["LAYOUT", "as_trained", "open_for", "recorded_source"]
+
+LAYOUT = {"format", "boxes", "margin", "background", "images"}
+"""Settings of the data that are about how one dataset lies on the disk, and say nothing of another."""
 
 _SHARES = {"validation", "test"}
-_LAYOUT = {"format", "boxes", "margin", "background", "images"}
 
 
 def open_for(bundle: Bundle, data: Path | str | None, *, config: DataConfig) -> Dataset:
@@ -37,7 +39,7 @@ def as_trained(bundle: Bundle, source: Path, *, config: DataConfig) -> DataConfi
     """
     told, recorded = bundle.manifest.settings.get("data", {}), bundle.manifest.lineage.dataset
     same = recorded is not None and source.resolve() == Path(recorded)
-    names = (_SHARES | _LAYOUT if same else _SHARES) & told.keys() - config.model_fields_set
+    names = (_SHARES | LAYOUT if same else _SHARES) & told.keys() - config.model_fields_set
     said = config.model_dump(exclude_unset=True)
     return DataConfig.model_validate(said | {name: told[name] for name in names})
 

@@ -197,7 +197,8 @@ class Desk:
             if error.status_code != 504:
                 raise
             outcomes = [Outcome(reply=failed(504, str(error.detail)))] * len(images)
-        self.trial.challenged(outcomes, turn, ids=ids, seconds=time.monotonic() - began)
+        answered = zip(outcomes, ids, strict=True)
+        self.trial.challenged(answered, turn, seconds=time.monotonic() - began)
         return None if any(is_lost(outcome.reply) for outcome in outcomes) else outcomes
 
     async def _run(

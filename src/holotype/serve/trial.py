@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import sqlalchemy
+from prometheus_client import Counter
 
 from holotype.errors import ConfigError, HolotypeError
 from holotype.experiment import ArmName, Rule, Status, assign
@@ -15,7 +16,7 @@ from holotype.experiment_records import record_rule, status_of
 from holotype.progress import note
 from holotype.records import Records
 from holotype.serve.admission import Job, Line, Wish
-from holotype.serve.answers import Answer, Failed, Outcome, Reply, failed
+from holotype.serve.answers import Answer, Failed, Outcome
 from holotype.serve.fleet import Fleet, Model, Version
 from holotype.serve.telemetry import Telemetry
 from holotype.serve.turn import Turn, is_lost, is_to_blame
@@ -105,16 +106,16 @@ class Trial:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def challenged(
-        self, outcomes: Sequence[Outcome], turn: Turn, *, ids: Sequence[str], seconds: float
-    ) -> None:
+    def challenged(self, outcomes: Iterable[tuple[Outcome, str]], turn: Turn, *, seconds: float) -> None:
         """Write down what the challenger made of images, and count what it failed on or was late with.
 
-        Whatever one lost process took with it is one key: how many were in flight says nothing of the bundle.
+        Each comes with the id of its image. Whatever one lost process took with it is one key: how many were
+        in flight says nothing of the bundle.
         """
-        for outcome, identity in zip(outcomes, ids, strict=True):
+        for outcome, identity in outcomes:
             reply = outcome.reply
-            self._count(reply)
+            if isinstance(reply, Failed) and is_lost(reply):
+                self._failures(reply.error.status).inc()
             # What fails while its processes are being ended is no fault of the challenger.
             if isinstance(reply, Answer) or (is_to_blame(reply) and not self.challenger.pool.closing):
                 own = turn if outcome.lost is None else replace(turn, unit=outcome.lost.encode())
@@ -126,13 +127,10 @@ class Trial:
         An outage would be as many failures as there are clients, where the champion's is none. That its keys
         are answered by somebody else breaks the ratio, so that nothing is promoted in a crash loop.
         """
-        for _ in range(images):
-            self._count(failed(503, "no process of the challenger is running"))
+        self._failures(503).inc(images)
 
-    def _count(self, reply: Reply) -> None:
-        if isinstance(reply, Failed) and is_lost(reply):
-            status = str(reply.error.status)
-            self.telemetry.challenger_failures.labels(self.model.name, status).inc()
+    def _failures(self, status: int) -> Counter:
+        return self.telemetry.challenger_failures.labels(self.model.name, str(status))
 
     async def begin(self) -> None:
         """Write the rule down; where the database is not there yet, `watch` does.
@@ -207,9 +205,4 @@ class Trial:
             if not (isinstance(outcome.reply, Failed) and outcome.reply.error.status == 504)
         ]
         self.skipped += len(outcomes) - len(seen)
-        self.challenged(
-            [outcome for outcome, _ in seen],
-            turn,
-            ids=[identity for _, identity in seen],
-            seconds=time.monotonic() - began,
-        )
+        self.challenged(seen, turn, seconds=time.monotonic() - began)

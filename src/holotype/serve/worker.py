@@ -188,7 +188,8 @@ def _take_orders(pipe: Connection, memory: SharedMemory, batcher: Batcher) -> No
         while len(messages) < _MOST_AT_ONCE and "stop" not in messages[-1] and pipe.poll():
             messages.append(json.loads(pipe.recv_bytes()))
         gone = [number for asked in messages for number in asked.get("withdraw", ())]
-        batcher.withdraw(gone)
+        if gone:
+            batcher.withdraw(gone)
         for asked in messages:
             if "stop" in asked:
                 return
