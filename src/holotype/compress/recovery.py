@@ -24,8 +24,8 @@ _TEACHER = {"weight": 0.7, "temperature": 2.0}
 def settings_for(source: Bundle, *, data: DataConfig, epochs: int, seed: int) -> TrainConfig:
     """How `source` was trained, as far as its manifest says, for a few epochs of what is made of it.
 
-    Images have the size that is deployed, every layer learns, batch-norm statistics stay or are learned as they
-    were then, and `source` is the teacher.
+    Images have the size that is deployed, every layer learns, batch-norm statistics stay or are learned as
+    they were then, and `source` is the teacher.
     """
     spec = source.manifest.preprocess
     fit: dict[str, Any] = {
