@@ -337,7 +337,11 @@ class TestWithoutTorch:
         assert "pip install 'holotype[train]'" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_a_benchmark_needs_none_of_it(self, probe: TrainResult) -> None:
+    def test_a_benchmark_needs_none_of_it(
+        self, probe: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # What it finds is remembered, and would decide how other tests run this bundle.
+        monkeypatch.setenv("HOLOTYPE_CACHE", str(tmp_path))
         arguments = ["benchmark", str(probe.best), "--json", "--set", "rounds=3", "--set", "seconds=0.01"]
         done = python(f"from holotype.cli import run; sys.exit(run({arguments!r}))", blocked=self.BLOCKED)
         assert done.returncode == 0, done.stderr
