@@ -146,6 +146,39 @@ class TestEnough:
         assert among.done == ["int8"]
         assert among.not_tried == {"qat": "int8 fits the budget (--set search=all tries it)"}
 
+    def test_what_is_nearly_fast_enough_is_timed_again_before_anything_is_trained(
+        self, tiny_bundle: Path, slow_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was timed in a slow minute, just above a limit that it keeps to by far."""
+        budget = BudgetConfig(latency=1000.0)
+        config = CompressConfig(budget=budget, rounds=3)
+        among = Found(
+            [candidate("parent", slow_bundle, latency=2000.0), candidate("int8", tiny_bundle, latency=1100.0)],
+            done=["int8"],
+        )
+        methods = {"int8": None, "qat": fails(ModelError("never asked"))}
+        kept = walked(among, config, methods, monkeypatch)
+        assert kept == ["int8", "int8"]
+        assert among.not_tried == {"qat": "int8 fits the budget (--set search=all tries it)"}
+        chosen = decide(among, budget).chosen
+        assert chosen is not None
+        assert chosen.made.method == "int8"
+
+    @pytest.mark.parametrize("far", [{"latency": 1300.0}, {"latency": 1100.0, "drop": 3.0}])
+    def test_what_is_far_from_it_is_not(
+        self, tiny_bundle: Path, slow_bundle: Path, monkeypatch: pytest.MonkeyPatch, far: dict[str, float]
+    ) -> None:
+        budget = BudgetConfig(latency=1000.0, drop=1.0)
+        among = Found(
+            [candidate("parent", slow_bundle, latency=2000.0), candidate("int8", tiny_bundle, **far)],
+            done=["int8"],
+        )
+        methods = {"int8": None, "qat": fails(ModelError("no"))}
+        walked(among, CompressConfig(budget=budget, rounds=3), methods, monkeypatch)
+        assert among.not_tried == {"qat": "no"}
+        assert among.measured[1].candidate.latency_ms == far["latency"]
+        assert among.measured[1].candidate.rejected_because
+
     @pytest.mark.parametrize(
         "error",
         [

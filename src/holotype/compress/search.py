@@ -32,6 +32,7 @@ __all__ = [
 _FLOATS = ("parent", "openvino", "bf16")
 _ROUNDING = 1e-9  # of points: 100 * (1 - 0.95) is 5.000000000000004
 _FINAL_SECONDS = 0.2  # of a turn in the race that decides
+_NEARLY = 1.25  # times a latency: a machine's speed changes by as much from one minute to another
 _TRAINED = ("structured", "qat", "student", "magnitude")
 
 
@@ -77,7 +78,18 @@ def check_methods(source: Bundle, config: CompressConfig) -> None:
 
 
 def walk(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> None:
-    """Search and settle; and search on as long as the race that decides leaves nothing that fits."""
+    """Search and settle; and search on as long as the race that decides leaves nothing that fits.
+
+    Before anything is trained, which takes minutes, what is nearly fast enough is timed again.
+    """
+    budget = shop.config.budget
+    if shop.config.search == "enough":
+        search(shop, found, keep=keep, train=False)
+        near = [one.made.method for one in found.measured if _nearly_fits(one.candidate, found.parent, budget)]
+        if near and _smaller_that_fits(found, budget) is None:
+            note(f"timed again before anything is trained, as nearly fast enough: {', '.join(near)}")
+            settle(found, budget, rounds=shop.config.rounds)
+            keep(found)
     while True:
         search(shop, found, keep=keep)
         settle(found, shop.config.budget, rounds=shop.config.rounds)
@@ -92,11 +104,11 @@ def walk(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> None
         note(f"timed again, nothing smaller fits: going on with {left[0]}")
 
 
-def search(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> None:
+def search(shop: Workshop, found: Found, *, keep: Callable[[Found], None], train: bool = True) -> None:
     """Measure candidates method by method, as far as the settings say, going on from what was `found` before.
 
-    It stops where a candidate fits the budget, unless every method is asked for. `keep` is called whenever a
-    method is done.
+    It stops where a candidate fits the budget, unless every method is asked for; and without `train`, before
+    the first method that trains. `keep` is called whenever a method is done.
     """
     if not found.measured:
         found.measured.append(measure_parent(shop))
@@ -106,6 +118,8 @@ def search(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> No
             continue
         if shop.config.search == "enough" and _smaller_that_fits(found, shop.config.budget) is not None:
             break
+        if not train and name.split()[0] in _TRAINED:
+            return
         found.not_tried.pop(name, None)
         try:
             _try(method, shop, found)
@@ -193,8 +207,16 @@ def over_limits(candidate: Candidate, budget: BudgetConfig) -> tuple[str, ...]:
     return tuple(broken)
 
 
+def _nearly_fits(candidate: Candidate, parent: Candidate, budget: BudgetConfig) -> bool:
+    """Whether nothing but a latency, and that by less than what a machine's speed changes, keeps it out."""
+    if candidate.rejected_because or not rejections(candidate, parent, budget):
+        return False
+    as_if = candidate.model_copy(update={"latency_ms": candidate.latency_ms / _NEARLY})
+    return candidate.method != parent.method and not rejections(as_if, parent, budget)
+
+
 def settle(found: Found, budget: BudgetConfig, *, rounds: int) -> None:
-    """Time what fits, the parent and the best float again, all in turn: the decision is made in one race.
+    """Time what fits or nearly does, the parent and all floats again, in turn: one race makes the decision.
 
     What does not run in it is rejected for good, by what was measured before.
     """
@@ -202,7 +224,7 @@ def settle(found: Found, budget: BudgetConfig, *, rounds: int) -> None:
     parent, places = found.parent, []
     for place, one in enumerate(found.measured):
         reasons = one.candidate.rejected_because or rejections(one.candidate, parent, budget)
-        if id(one) in finalists:
+        if id(one) in finalists or _nearly_fits(one.candidate, parent, budget):
             places.append(place)
         else:
             found.measured[place] = _changed(one, rejected_because=reasons)
