@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from holotype.config import DataConfig
+from holotype.config import SourceConfig
 from holotype.dataset.source import read_source
 
 
 def link_tree(source: Path, target: Path) -> list[Path]:
     """Hard links (else copies) of every image below `source`; their paths relative to it, sorted."""
-    files = [Path(record.path) for record in read_source(source, config=DataConfig()).records]
+    files = [Path(record.path) for record in read_source(source, config=SourceConfig()).records]
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         try:

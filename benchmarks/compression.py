@@ -24,7 +24,7 @@ import numpy as np
 from holotype import train
 from holotype.bundle import Bundle, open_bundle
 from holotype.compress import compress
-from holotype.config import CompressConfig, DataConfig, merge, parse_assignments, resolve_config
+from holotype.config import CompressConfig, DatasetConfig, merge, parse_assignments, resolve_config
 from holotype.dataset import Dataset, open_dataset
 from holotype.machine import machine_name
 from holotype.runtime import open_runtime, served_bytes
@@ -88,7 +88,7 @@ def train_backbone(backbone: str, arguments: argparse.Namespace) -> None:
 def measure(parent: Bundle, candidates: Sequence[Bundle], data: Path) -> list[dict[str, Any]]:
     """A row for each bundle in each way to run it, all compared with the parent in fp32 onnxruntime."""
     spec = parent.manifest.preprocess
-    dataset = open_dataset(data, spec=spec, config=DataConfig(size=spec.height))
+    dataset = open_dataset(data, spec=spec, config=DatasetConfig())
     setups = [Setup(parent.path, "torch", "fp32"), Setup(parent.path, "torch", "bf16"), *setups_of(parent),
               Setup(parent.path, "openvino", "bf16")]  # fmt: skip
     setups = usable(setups + [setup for bundle in candidates for setup in setups_of(bundle)])

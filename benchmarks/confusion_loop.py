@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from holotype import load, train
-from holotype.config import DataConfig, HardSamplesConfig
+from holotype.config import DatasetConfig, HardSamplesConfig
 from holotype.dataset import open_dataset
 from holotype.hard_samples import hard_samples
 from holotype.metrics import Predictions
@@ -86,7 +86,7 @@ def one_round(arguments: argparse.Namespace, *, seed: int, runs: Path) -> dict[S
         raise SystemExit("interrupted: the two runs cannot be compared")
     models = [load(run.best) for run in (first, second)]
     spec = models[0].bundle.manifest.preprocess
-    dataset = open_dataset(arguments.data, spec=spec, config=DataConfig(size=arguments.size))
+    dataset = open_dataset(arguments.data, spec=spec, config=DatasetConfig())
     return {split: Answers(*(score(model, dataset, split=split) for model in models)) for split in SPLITS}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from holotype import load
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset import open_dataset
 
 Answers = list[tuple[str, float]]
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     arguments = parser.parse_args()
     spec = load(arguments.target).bundle.manifest.preprocess
-    dataset = open_dataset(arguments.data, spec=spec, config=DataConfig())
+    dataset = open_dataset(arguments.data, spec=spec, config=DatasetConfig())
     files = [dataset.file(path) for path in dataset.paths(dataset.rows(arguments.split))]
     doors = {
         name: through_python(arguments.target, files, name) for name in ("onnxruntime", "torch", "openvino")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from holotype.config import DataConfig
+from holotype.config import SourceConfig
 from holotype.dataset.source import read_source
 from rivals.outcome import Outcome
 from rivals.race import Rival, fine_tuning, race_rival, train_ours, write_weights
@@ -69,7 +69,7 @@ def main() -> None:
 def link(source: Path, target: Path, *, count: int) -> None:
     """Hard links (else copies) of `count` images, equally many of each class, split 8 : 1 : 1."""
     by_class: dict[str, list[Path]] = {}
-    for record in read_source(source, config=DataConfig()).records:
+    for record in read_source(source, config=SourceConfig()).records:
         by_class.setdefault(record.label, []).append(source / record.path)
     each = count // len(by_class)
     for label, files in by_class.items():

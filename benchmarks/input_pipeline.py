@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from holotype.augment import Samples, augment, draw
 from holotype.augment.colour import jitter_colours
 from holotype.augment.draws import Jitter
-from holotype.config import AugmentConfig, DataConfig, FitConfig
+from holotype.config import AugmentConfig, DatasetConfig, FitConfig
 from holotype.dataset import Dataset, Shape, margin_shape, open_dataset
 from holotype.fit.optimizer import build_optimizer
 from holotype.fit.precision import choose_precision
@@ -104,7 +104,7 @@ def against_step(*, rounds: int) -> dict[str, object]:
 
 
 def dataset_of(folder: Path, *, view: Shape) -> Dataset:
-    return open_dataset(folder, spec=Preprocess(), config=DataConfig(), shapes=(view,))
+    return open_dataset(folder, spec=Preprocess(), config=DatasetConfig(), shapes=(view,))
 
 
 def rival_loader(folder: Path, *, count: int, workers: int) -> DataLoader[torch.Tensor]:

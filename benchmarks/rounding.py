@@ -18,7 +18,7 @@ import torch
 
 from holotype.bundle import open_bundle
 from holotype.compress.trainable import TrainableGraph
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset import open_dataset
 from holotype.machine import machine_name
 from holotype.policy import probabilities, total_variation
@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
     spec, policy = bundle.manifest.preprocess, bundle.manifest.policy
-    dataset = open_dataset(arguments.data, spec=spec, config=DataConfig(size=spec.height))
+    dataset = open_dataset(arguments.data, spec=spec, config=DatasetConfig())
     rows = np.concatenate([dataset.rows(split) for split in ("train", "validation", "test")])
     batches = [rows[at : at + 16] for at in range(0, len(rows), 16)]
     model = onnx.load(bundle.path / bundle.manifest.payloads["onnx"].path)

@@ -29,7 +29,7 @@ from holotype.agree.score import score
 from holotype.agree.votes import Votes, read_votes
 from holotype.agreement import krippendorff_alpha
 from holotype.cli import run
-from holotype.config import AgreeConfig, DataConfig
+from holotype.config import AgreeConfig, DatasetConfig
 from holotype.errors import ConfigError, DatasetError, HolotypeError
 from holotype.metrics import Predictions
 
@@ -225,7 +225,7 @@ class TestPlan:
         data = write_flat(tmp_path / "digits", images=20)
         (data / "0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
         (data / "1" / "box.txt").write_text("no image")
-        config = AgreeConfig(least=20, data=DataConfig(max_unreadable=0.1))
+        config = AgreeConfig(least=20, data=DatasetConfig(max_unreadable=0.1))
         made = plan(data, annotators=["a", "b"], out=tmp_path / "out", config=config)
         assert len(made.items) == 60
         assert len(made.problems) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from digits import write_flat
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset import Dataset, cache_folder, open_dataset
 from holotype.errors import DatasetError
 from holotype.preprocess import Preprocess
@@ -39,7 +39,7 @@ def zipped(folder: Path, archive: Path) -> None:
 
 
 def read(source: Path, **settings: object) -> Dataset:
-    return open_dataset(source, spec=SPEC, config=DataConfig.model_validate(settings))
+    return open_dataset(source, spec=SPEC, config=DatasetConfig.model_validate(settings))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from digits import write_flat
 from holotype import evaluate, export, train
 from holotype.bundle import open_bundle
 from holotype.compress import compress
-from holotype.config import CompressConfig, DataConfig, EvaluateConfig, ExportConfig, resolve_config
+from holotype.config import CompressConfig, DatasetConfig, EvaluateConfig, ExportConfig, resolve_config
 from holotype.dataset import open_for
 from holotype.train import TrainResult
 
@@ -32,8 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return train(write_flat(folder / "digits", images=100), overrides=settings, runs=folder / "runs")
 
 
-def images(run: TrainResult, split: str, config: DataConfig | None = None) -> set[str]:
-    dataset = open_for(run.bundle, None, config=config or DataConfig())
+def images(run: TrainResult, split: str, config: DatasetConfig | None = None) -> set[str]:
+    dataset = open_for(run.bundle, None, config=config or DatasetConfig())
     return set(dataset.table.filter(pl.col("split") == split)["path"])
 
 
@@ -45,12 +45,12 @@ def test_evaluate_judges_what_was_not_trained_on(run: TrainResult, tmp_path: Pat
 
 
 def test_what_is_asked_for_by_name_is_done(run: TrainResult) -> None:
-    assert len(images(run, "test", DataConfig(test=0.5))) > 100
+    assert len(images(run, "test", DatasetConfig(test=0.5))) > 100
 
 
 def test_other_data_is_read_as_it_lies_but_split_alike(run: TrainResult, tmp_path: Path) -> None:
     other = write_flat(tmp_path / "moved", images=100)
-    dataset = open_for(run.bundle, other, config=DataConfig())
+    dataset = open_for(run.bundle, other, config=DatasetConfig())
     assert set(dataset.table.filter(pl.col("split") == "test")["path"]) == images(run, "test")
 
 

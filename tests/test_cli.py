@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,16 @@ class TestErrors:
         outcome = holotype("train", "x", "--set", setting)
         assert message in outcome.error
         assert outcome.code == 2
+
+    @pytest.mark.parametrize(
+        "arguments", [("evaluate", "x"), ("compare", "x", "y"), ("convert", "x", "y.csv")]
+    )
+    def test_what_only_a_new_model_can_have(self, holotype, arguments: tuple[str, ...]) -> None:
+        error = holotype(*arguments, "--set", "data.size=64").error
+        assert error.startswith("holotype: data.size: is set when a model is trained")
+
+    def test_none_is_written_null(self, holotype) -> None:
+        assert "write null for none" in holotype("train", "x", "--set", "data.size=None").error
 
     def test_recipe_that_is_not_there(self, holotype, tmp_path: Path) -> None:
         assert "check --recipe" in holotype("train", "x", "--recipe", tmp_path / "none.yaml").error
@@ -347,6 +359,11 @@ class TestWithoutTorch:
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["for_latency"]["bundle"] == str(probe.best)
 
+    def test_version(self, holotype) -> None:
+        from holotype import __version__
+
+        assert holotype("--version").out == f"holotype {__version__}\n"
+
     def test_help_imports_nothing_heavy(self) -> None:
         heavy = ("numpy", "torch", "PIL", "pydantic", "onnx")
         code = f"import holotype.cli; print([m for m in {heavy} if m in sys.modules])"
@@ -354,10 +371,27 @@ class TestWithoutTorch:
 
 
 def test_package_names_are_functions_whatever_is_imported_first() -> None:
-    names = ("audit", "convert", "evaluate", "explain", "export", "hard_samples", "train", "tune")
+    names = (
+        "audit", "benchmark", "compare", "compress", "convert", "evaluate", "explain", "export",
+        "hard_samples", "train", "tune",
+    )  # fmt: skip
     code = (
         f"import {', '.join(f'holotype.{name}' for name in names)};"
         f"from holotype import {', '.join(names)};"
         f"print({', '.join(f'callable({name})' for name in names)})"
     )
     assert python(code).stdout.strip() == " ".join(["True"] * len(names))
+
+
+def test_every_extra_that_an_error_names_can_be_installed() -> None:
+    home = Path(__file__).parents[1]
+    offered = set(tomllib.loads((home / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = {
+        name
+        for file in (home / "src").rglob("*.py")
+        for pair in re.findall(r'extra="(\w+)", purpose|holotype\[(\w+)\]', file.read_text())
+        for name in pair
+        if name
+    }
+    assert {"train", "openvino", "tensorrt"} <= named
+    assert named <= offered

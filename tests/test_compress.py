@@ -21,7 +21,7 @@ from holotype.compress.search import Found, rejections
 from holotype.compress.structured import remove_channels
 from holotype.compress.trainable import TrainableGraph, learned_model
 from holotype.compress.workshop import Measured
-from holotype.config import BudgetConfig, CompressConfig, DataConfig, MagnitudeConfig, resolve_config
+from holotype.config import BudgetConfig, CompressConfig, DatasetConfig, MagnitudeConfig, resolve_config
 from holotype.dataset import Dataset, open_dataset
 from holotype.errors import BundleError, ConfigError, ModelError
 from holotype.models import build, save_weights
@@ -43,7 +43,7 @@ from networks import small_network
 def dataset(tuned: TrainResult) -> Dataset:
     spec = tuned.bundle.manifest.preprocess
     source = Path(tuned.report.dataset.path)
-    return open_dataset(source, spec=spec, config=DataConfig(size=spec.height))
+    return open_dataset(source, spec=spec, config=DatasetConfig())
 
 
 @pytest.fixture(scope="module")

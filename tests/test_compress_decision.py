@@ -27,7 +27,7 @@ from holotype.compress.measure import measure, measure_parent
 from holotype.compress.methods import steps
 from holotype.compress.search import Found, check_methods, search, settle, walk
 from holotype.compress.workshop import Made, Measured, Workshop
-from holotype.config import BudgetConfig, CompressConfig, DataConfig, resolve_config
+from holotype.config import BudgetConfig, CompressConfig, DatasetConfig, resolve_config
 from holotype.dataset import Dataset, open_dataset, open_for
 from holotype.errors import ConfigError, DatasetError, ModelError
 from holotype.policy import fit_temperature
@@ -153,7 +153,10 @@ class TestEnough:
         budget = BudgetConfig(latency=1000.0)
         config = CompressConfig(budget=budget, rounds=3)
         among = Found(
-            [candidate("parent", slow_bundle, latency=2000.0), candidate("int8", tiny_bundle, latency=1100.0)],
+            [
+                candidate("parent", slow_bundle, latency=2000.0),
+                candidate("int8", tiny_bundle, latency=1100.0),
+            ],
             done=["int8"],
         )
         methods = {"int8": None, "qat": fails(ModelError("never asked"))}
@@ -236,7 +239,7 @@ class TestReasons:
 def dataset(tuned: TrainResult) -> Dataset:
     spec = tuned.bundle.manifest.preprocess
     source = Path(tuned.report.dataset.path)
-    return open_dataset(source, spec=spec, config=DataConfig(size=spec.height))
+    return open_dataset(source, spec=spec, config=DatasetConfig())
 
 
 def opened_shop(result: TrainResult, dataset: Dataset, folder: Path, **settings: Any) -> Workshop:
@@ -360,7 +363,7 @@ class TestFolder:
     def test_stopped_before_anything_was_measured_it_goes_on(
         self, tuned: TrainResult, tmp_path: Path, digits: Path
     ) -> None:
-        dataset, config = open_for(tuned.bundle, digits, config=DataConfig()), CompressConfig()
+        dataset, config = open_for(tuned.bundle, digits, config=DatasetConfig()), CompressConfig()
         open_folder(tmp_path / "out", tuned.bundle, dataset, config)
         check_folder(tmp_path / "out")
         assert open_folder(tmp_path / "out", tuned.bundle, dataset, config).read().measured == []
@@ -371,7 +374,7 @@ class TestFolder:
         data, config = tmp_path / "digits", CompressConfig()
         shutil.copytree(digits, data)
         spec = tuned.bundle.manifest.preprocess
-        settings = DataConfig(size=spec.height)
+        settings = DatasetConfig()
         first = open_dataset(data, spec=spec, config=settings)
         open_folder(tmp_path / "out", tuned.bundle, first, config).keep(Found())
         assert open_folder(tmp_path / "out", tuned.bundle, first, config).read().measured == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from holotype import TrainResult, evaluate, load, train
-from holotype.config import DataConfig, EvaluateConfig, HardSamplesConfig, TrainConfig, resolve_config
+from holotype.config import DatasetConfig, EvaluateConfig, HardSamplesConfig, TrainConfig, resolve_config
 from holotype.dataset import Split, open_dataset
 from holotype.fit import open_session
 from holotype.fit.sampling import order_epoch
@@ -64,7 +64,7 @@ def confused(report: Report) -> dict[str, int]:
 def counted(run: TrainResult, split: Split) -> tuple[dict[str, int], tuple[str, ...]]:
     """The same from single answers, and the images that were judged."""
     predictor = load(run.best)
-    dataset = open_dataset(PHOTOS, spec=run.bundle.manifest.preprocess, config=DataConfig())
+    dataset = open_dataset(PHOTOS, spec=run.bundle.manifest.preprocess, config=DatasetConfig())
     answers = score(predictor, dataset, split=split)
     names = np.array(answers.classes)
     said, labels = names[answers.predicted], names[answers.labels]

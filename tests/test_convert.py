@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from digits import write_digits
-from holotype.config import ConvertConfig, DataConfig
+from holotype.config import ConvertConfig, SourceConfig
 from holotype.contact_sheet import draw_sheet
 from holotype.convert import Converted, convert
 from holotype.dataset.listing import Listing, Record, file_and_region
@@ -25,12 +25,12 @@ RED, GREEN = (230, 25, 75), (60, 180, 75)
 
 def run(data: Path, out: Path, *, preview: Path | None = None, shown: int = 48, **settings: Any) -> Converted:
     return convert(
-        data, out, config=ConvertConfig(preview=shown, data=DataConfig(**settings)), preview=preview
+        data, out, config=ConvertConfig(preview=shown, data=SourceConfig(**settings)), preview=preview
     )
 
 
 def read(source: Path, **settings: Any) -> Listing:
-    return read_source(source, config=DataConfig(**settings), keep_annotators=True)
+    return read_source(source, config=SourceConfig(**settings), keep_annotators=True)
 
 
 def absolute(listing: Listing) -> set[Record]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import awkward
 from digits import write_digits, write_flat
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset import (
     Dataset,
     Shape,
@@ -31,11 +31,11 @@ SPEC = Preprocess(height=32, width=32)
 
 
 def read(source: Path, *, shapes: tuple[Shape, ...] = (), **settings: object) -> Dataset:
-    return open_dataset(source, spec=SPEC, config=DataConfig(**settings), shapes=shapes)  # type: ignore[arg-type]
+    return open_dataset(source, spec=SPEC, config=DatasetConfig(**settings), shapes=shapes)  # type: ignore[arg-type]
 
 
 def index(source: Path, **settings: object) -> Dataset:
-    return index_dataset(source, spec=SPEC, config=DataConfig(**settings))  # type: ignore[arg-type]
+    return index_dataset(source, spec=SPEC, config=DatasetConfig(**settings))  # type: ignore[arg-type]
 
 
 def all_pixels(dataset: Dataset, *, shape: Shape | None = None) -> np.ndarray:
@@ -312,7 +312,9 @@ class TestPixelCache:
     def test_cache_of_another_spec_is_another_cache(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")
         read(data)
-        other = open_dataset(data, spec=SPEC.model_copy(update={"filter": "bilinear"}), config=DataConfig())
+        other = open_dataset(
+            data, spec=SPEC.model_copy(update={"filter": "bilinear"}), config=DatasetConfig()
+        )
         assert all_pixels(other).shape == (120, 32, 32, 3)
 
     def test_map_of_a_killed_writer_is_removed_after_a_day(self, tmp_path: Path) -> None:

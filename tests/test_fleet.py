@@ -128,6 +128,6 @@ def test_an_experiment_that_is_over_stays_so(first: Path, second: Path, tmp_path
         assert bundle(versions(server)["live"]) == open_bundle(first).hash
         assert server.client.get("/experiment").json()["over"]
         for number in range(5):
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             told = server.client.post("/predict", content=picture(), headers=key)
             assert told.headers["holotype-arm"] == "champion"

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from holotype.config import DataConfig
+from holotype.config import SourceConfig
 from holotype.dataset.listing import Listing, Problem, Record
 from holotype.dataset.source import read_source
 from holotype.errors import DatasetError
@@ -26,7 +26,7 @@ DATA = Path(os.environ.get("HOLOTYPE_DATA", Path(__file__).parents[2] / "shared"
 
 
 def read(source: Path, *, keep_annotators: bool = False, **data: Any) -> Listing:
-    return read_source(source, config=DataConfig(**data), keep_annotators=keep_annotators)
+    return read_source(source, config=SourceConfig(**data), keep_annotators=keep_annotators)
 
 
 def crops(source: Path, **data: Any) -> Listing:

@@ -175,7 +175,16 @@ class TestCommandLine:
         shutil.copytree(digits, wrong)
         moved = next((wrong / "test" / "0").iterdir())
         moved.rename(wrong / "test" / "1" / moved.name)
-        command = ["evaluate", str(probe.best), str(wrong), "--split", "test", "--out", str(tmp_path / "out")]
+        command = [
+            "evaluate",
+            str(probe.best),
+            "--data",
+            str(wrong),
+            "--split",
+            "test",
+            "--out",
+            str(tmp_path / "out"),
+        ]
         assert run([*command, "--quiet"]) == 0
         lines = capfd.readouterr().out.splitlines()
         assert "1 taken for 0: 1" in lines

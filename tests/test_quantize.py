@@ -17,7 +17,7 @@ from torch import nn
 from holotype.compress.proof import Proof, prove
 from holotype.compress.rounding import Levels, rounded
 from holotype.compress.trainable import TrainableGraph, learned_model
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset import Dataset, open_dataset
 from holotype.errors import ModelError
 from holotype.onnx_export import export_onnx
@@ -50,7 +50,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def dataset(digits: Path) -> Dataset:
-    return open_dataset(digits, spec=SPEC, config=DataConfig(size=32))
+    return open_dataset(digits, spec=SPEC, config=DatasetConfig())
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from digits import write_digits
 from holotype.agree.adjudicate import adjudicate
 from holotype.agree.apply import apply
 from holotype.agree.relabel import Desk, serve_page
-from holotype.config import AgreeConfig, DataConfig
+from holotype.config import AgreeConfig, DatasetConfig, SourceConfig
 from holotype.dataset import open_dataset
 from holotype.dataset.listing import Record, example_name
 from holotype.dataset.revisions import revise
@@ -129,7 +129,7 @@ def server(data: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 def records_of(data: Path, revision: Any = "latest") -> tuple[Record, ...]:
-    return revise(read_source(data, config=DataConfig()), cache_folder(data), revision)[0].records
+    return revise(read_source(data, config=SourceConfig()), cache_folder(data), revision)[0].records
 
 
 def suspect_paths(data: Path) -> list[str]:
@@ -316,7 +316,7 @@ class TestAnswers:
         monkeypatch.setattr(
             "holotype.agree.adjudicate.serve_page", lambda desk, **_: commands.append(desk.command)
         )
-        config = AgreeConfig(data=DataConfig(format="folders", margin=0.2))
+        config = AgreeConfig(data=DatasetConfig(format="folders", margin=0.2))
         adjudicate(data, config=config, new_classes=["a b"])
         settings = "--set data.format=folders --set data.margin=0.2"
         assert commands == [f"holotype agree apply {data} --new-class 'a b' {settings}"]
@@ -473,7 +473,7 @@ class TestBrowser:
             else:
                 wanted[path] = (label, wanted[path][1])
         spec = Preprocess(height=32, width=32)
-        table = open_dataset(data, spec=spec, config=DataConfig()).table
+        table = open_dataset(data, spec=spec, config=DatasetConfig()).table
         rows = zip(table["path"], table["label"], table["split"], strict=True)
         assert {path: (label, split) for path, label, split in rows} == wanted
         assert {record.path: record for record in records_of(data, 0)} == before

@@ -17,7 +17,7 @@ from digits import write_digits
 from holotype.agree.adjudicate import adjudicate
 from holotype.agree.apply import Applied, LabelChange, apply
 from holotype.agree.exchange import NONE, read_answers, write_queue
-from holotype.config import AgreeConfig, DataConfig
+from holotype.config import AgreeConfig, DatasetConfig, SourceConfig
 from holotype.dataset import open_dataset
 from holotype.dataset.listing import Listing, Record
 from holotype.dataset.revisions import (
@@ -67,7 +67,7 @@ def decide(data: Path, *decisions: Decision) -> None:
 
 def records_of(data: Path, revision: int | str = "latest") -> dict[str, tuple[str, str | None]]:
     """Label and split of every example as of a revision."""
-    listing, _ = revise(read_source(data, config=DataConfig()), cache_folder(data), revision)  # type: ignore[arg-type]
+    listing, _ = revise(read_source(data, config=SourceConfig()), cache_folder(data), revision)  # type: ignore[arg-type]
     return {record.path: (record.label, record.split) for record in listing.records}
 
 
@@ -332,7 +332,7 @@ class TestApply:
         assert records_of(data, 0) == before
 
     def test_the_index_shows_the_revision(self, data: Path, paths: list[str]) -> None:
-        config = DataConfig()
+        config = DatasetConfig()
         old = open_dataset(data, spec=SPEC, config=config)
         decide(data, decision(paths[0], "1"), decision(paths[1]))
         apply(data)
@@ -401,7 +401,7 @@ class TestApply:
         for out in (data / "revised.csv", tmp_path / "elsewhere" / "revised.csv"):
             out.parent.mkdir(exist_ok=True)
             assert apply(data, out=out).out == out
-            table = read_source(out, config=DataConfig())
+            table = read_source(out, config=SourceConfig())
             found = {
                 (table.root / record.path).resolve().relative_to(data.resolve()).as_posix(): record
                 for record in table.records
@@ -420,7 +420,7 @@ class TestApply:
         assert paths[1] in (data / "revised.csv").read_text()
 
     def test_an_older_revision_cannot_be_gone_on_from(self, data: Path) -> None:
-        config = AgreeConfig(data=DataConfig(revision=0))
+        config = AgreeConfig(data=DatasetConfig(revision=0))
         with pytest.raises(ConfigError, match="latest revision"):
             apply(data, config=config)
 

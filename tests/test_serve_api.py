@@ -403,7 +403,7 @@ class TestExperiment:
                 arms = []
                 for user in [*range(20), *range(20)]:
                     response = server.client.post(
-                        "/predict", content=picture(), headers={"X-Holotype-Key": f"user-{user}"}
+                        "/predict", content=picture(), headers={"X-Holotype-Subject": f"user-{user}"}
                     )
                     arms.append(response.headers["holotype-arm"])
                 assert arms[:20] == arms[20:]
@@ -421,7 +421,7 @@ class TestExperiment:
             for number in range(40):
                 colour = CLASSES[number % 3]
                 response = server.client.post(
-                    "/predict", content=picture(colour), headers={"X-Holotype-Key": str(number)}
+                    "/predict", content=picture(colour), headers={"X-Holotype-Subject": str(number)}
                 )
                 identity = response.json()["results"][0]["id"]
                 told = server.client.post("/feedback", json={"id": identity, "label": colour})
@@ -451,7 +451,7 @@ class TestExperiment:
                         httpx.post,
                         f"{server.url}/predict",
                         content=picture(),
-                        headers={"X-Holotype-Key": str(number)},
+                        headers={"X-Holotype-Subject": str(number)},
                         timeout=LIVENESS,
                     )
                     for number in range(4)
@@ -464,7 +464,7 @@ class TestExperiment:
             assert "champion" in {answer.headers["holotype-arm"] for answer in answers}
             for number in range(10):
                 response = server.client.post(
-                    "/predict", content=picture(), headers={"X-Holotype-Key": str(number)}
+                    "/predict", content=picture(), headers={"X-Holotype-Subject": str(number)}
                 )
                 assert response.status_code == 200
 
@@ -478,7 +478,7 @@ class TestExperiment:
             assert server.client.get("/experiment").json()["over"]
             for number in range(5):
                 told = server.client.post(
-                    "/predict", content=picture(), headers={"X-Holotype-Key": str(number)}
+                    "/predict", content=picture(), headers={"X-Holotype-Subject": str(number)}
                 )
                 assert told.headers["holotype-bundle"] == open_bundle(rivals[1]).hash
             wait_for(lambda: server.client.get("/stats").json()["records"]["pending_bytes"] == 0, "rows")

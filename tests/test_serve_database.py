@@ -40,7 +40,7 @@ def test_a_database_that_goes_and_comes_costs_nothing(tmp_path: Path) -> None:
                 began = time.monotonic()
                 colour = CLASSES[user % 3]
                 answer = client.post(
-                    "/predict", content=picture(colour), headers={"X-Holotype-Key": str(user)}
+                    "/predict", content=picture(colour), headers={"X-Holotype-Subject": str(user)}
                 )
                 seen.append((answer.status_code, time.monotonic() - began))
                 result = answer.json()["results"][0]
@@ -94,7 +94,7 @@ def test_a_database_that_goes_and_comes_costs_nothing(tmp_path: Path) -> None:
 
 def _change_of_mind(server: Server) -> str:
     """Tell a wrong label and then the right one, while the database is down; the id."""
-    answer = server.client.post("/predict", content=picture("green"), headers={"X-Holotype-Key": "one"})
+    answer = server.client.post("/predict", content=picture("green"), headers={"X-Holotype-Subject": "one"})
     identity = str(answer.json()["results"][0]["id"])
     for label in ("red", "blue", "green"):
         assert server.client.post("/feedback", json={"id": identity, "label": label}).status_code == 202

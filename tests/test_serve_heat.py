@@ -130,7 +130,7 @@ class TestWithoutTorch:
         arms = set()
         for number in range(20):
             colour = CLASSES[number % 3]
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             answer = lean.client.post("/predict", content=picture(colour), headers=key)
             arms.add(answer.headers["holotype-arm"])
             told = {"id": answer.json()["results"][0]["id"], "label": colour}

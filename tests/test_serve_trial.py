@@ -53,7 +53,7 @@ def answer_and_tell(server: Server, *, count: int) -> None:
     """Ask about colours under keys of their own, and tell what they really are."""
     for number in range(count):
         colour = CLASSES[number % 3]
-        key = {"X-Holotype-Key": f"user-{number}"}
+        key = {"X-Holotype-Subject": f"user-{number}"}
         answer = server.client.post("/predict", content=picture(colour), headers=key)
         assert answer.status_code == 200
         told = {"id": answer.json()["results"][0]["id"], "label": colour}
@@ -162,7 +162,7 @@ def test_a_challenger_that_fails_is_noticed_by_nobody_who_asks(tmp_path: Path) -
     with serving(champion, challenger=challenger, folder=tmp_path, **rule(tmp_path, share=0.5)) as server:
         arms = set()
         for number in range(40):
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             answer = server.client.post("/predict", content=picture("white"), headers=key)
             assert answer.status_code == 200
             arms.add(answer.headers["holotype-arm"])
@@ -196,7 +196,7 @@ def test_a_challenger_that_fails_is_sent_away(tmp_path: Path, shadow: bool) -> N
     settings = rule(tmp_path, **arms, least=5, auto="both", slower=1000)
     with serving(champion, challenger=challenger, folder=tmp_path, **settings) as server:
         for number in range(40):
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             answer = server.client.post("/predict", content=picture("white"), headers=key)
             assert answer.status_code == 200
             time.sleep(0.02 * shadow)
@@ -220,7 +220,7 @@ def test_an_outage_of_the_challenger_is_no_failure_of_each_key(tmp_path: Path) -
 
     def ask(server: Server, *, first: int, last: int) -> None:
         for number in range(first, last):
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             assert server.client.post("/predict", content=picture(), headers=key).status_code == 200
 
     def status(server: Server, *, keys: int) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_a_challenger_that_is_late_is_slow_and_not_the_champion(tmp_path: Path) 
         (model,) = server.client.get("/admin/models", headers={"X-API-Key": "boss"}).json()["models"]
         with stalled(*model["challenger"]["processes"]):
             for number in range(12):
-                key = {"X-Holotype-Key": f"user-{number}"}
+                key = {"X-Holotype-Subject": f"user-{number}"}
                 answer = server.client.post("/predict", content=picture(), headers=key)
                 assert answer.status_code == 200
                 assert answer.headers["holotype-arm"] == "champion"
@@ -304,7 +304,7 @@ def test_the_database_may_come_later(tmp_path: Path) -> None:
     }
     with serving(champion, challenger=challenger, folder=tmp_path, **settings) as server:
         for number in range(10):
-            key = {"X-Holotype-Key": f"user-{number}"}
+            key = {"X-Holotype-Subject": f"user-{number}"}
             assert server.client.post("/predict", content=picture(), headers=key).status_code == 200
         assert not server.client.get("/stats").json()["records"]["database"]
         wait_for(lambda: b"database is down" in server.log.read_bytes(), "warning")

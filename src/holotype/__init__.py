@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holotype.audit import audit
+    from holotype.benchmark import benchmark
+    from holotype.compare import compare
+    from holotype.compress import compress
     from holotype.convert import convert
     from holotype.evaluate import evaluate
     from holotype.explain import explain
@@ -32,6 +35,9 @@ __all__ = [
     "TrainResult",
     "__version__",
     "audit",
+    "benchmark",
+    "compare",
+    "compress",
     "convert",
     "evaluate",
     "explain",
@@ -49,6 +55,9 @@ _HOMES = {
     "Predictor": "predictor",
     "TrainResult": "train",
     "audit": "audit",
+    "benchmark": "benchmark",
+    "compare": "compare",
+    "compress": "compress",
     "convert": "convert",
     "evaluate": "evaluate",
     "explain": "explain",

@@ -46,7 +46,8 @@ class Rule(BaseModel):
         False, description="the challenger answers beside the champion, while nobody waits; nobody sees it"
     )
     key: str = Field(
-        "x-holotype-key", description="request header whose value always meets the same arm; else the image"
+        "x-holotype-subject",
+        description="request header whose value always meets the same arm; else the image",
     )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of a wrong verdict, however often one looks")
     margin: float = Field(

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from holotype.agree.contract import Item, Plan
 from holotype.bundle import replace_folder, write_text
-from holotype.config import AgreeConfig, DataConfig
+from holotype.config import AgreeConfig, SourceConfig
 from holotype.dataset.listing import Problem, file_and_region, problems_error
 from holotype.errors import BrokenImageError, ConfigError, ImageError
 from holotype.preprocess import SUFFIXES, Limits, Pixels, cut, facts, read_full
@@ -151,7 +151,7 @@ def _check_classes(classes: Sequence[str], *, data: Path, given: bool) -> list[s
     return list(classes)
 
 
-def _examples(data: Path, *, config: DataConfig) -> tuple[Path, list[str], list[str], tuple[Problem, ...]]:
+def _examples(data: Path, *, config: SourceConfig) -> tuple[Path, list[str], list[str], tuple[Problem, ...]]:
     """Root, names of all examples, their classes, and bad records."""
     if config.format == "auto" and (names := _loose_images(data)):
         return data, names, [], ()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from holotype import __version__
 from holotype.cli import data_verbs, deploy_verbs, insight_verbs, model_verbs, serve_verbs, tune_verb
 
 __all__ = ["app", "main", "run"]
@@ -18,6 +20,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"holotype {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="print it and exit")
+    ] = False,
+) -> None:
+    pass
+
 
 app.add_typer(data_verbs.app)
 app.add_typer(data_verbs.agree, name="agree")

@@ -19,6 +19,7 @@ from holotype.cli.options import (
     Split,
     Target,
     Threads,
+    TrainedOn,
     given,
     need_training_libraries,
     verb,
@@ -143,9 +144,7 @@ def evaluate(
     common: Common,
     target: Target,
     *,
-    data: Annotated[
-        Path | None, typer.Argument(metavar="[DATA]", help="default: what the bundle was trained on")
-    ] = None,
+    data: TrainedOn = None,
     split: Split = None,
     runtime: RuntimeName = None,
     threads: Threads = None,

@@ -31,7 +31,8 @@ def serve(
     workers: Annotated[int | None, typer.Option("--workers", help="inference processes; default 1")] = None,
     runtime: RuntimeName = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", help="of each process; default all cores")
+        int | None,
+        typer.Option("--threads", help="of each process; default: the cores, shared by the processes"),
     ] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16")] = None,
     challenger: Annotated[

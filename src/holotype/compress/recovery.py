@@ -7,7 +7,7 @@ from typing import Any
 
 from holotype.bundle import Bundle
 from holotype.compress.judge import logits_of
-from holotype.config import DataConfig, TrainConfig, resolve_config
+from holotype.config import DatasetConfig, TrainConfig, resolve_config
 from holotype.dataset import LAYOUT
 from holotype.fit import Best, Learned, Session, learn, open_session
 from holotype.fit.checkpoint import load_checkpoint
@@ -21,7 +21,7 @@ __all__ = ["open_recovery", "recover", "settings_for", "teach"]
 _TEACHER = {"weight": 0.7, "temperature": 2.0}
 
 
-def settings_for(source: Bundle, *, data: DataConfig, epochs: int, seed: int) -> TrainConfig:
+def settings_for(source: Bundle, *, data: DatasetConfig, epochs: int, seed: int) -> TrainConfig:
     """How `source` was trained, as far as its manifest says, for a few epochs of what is made of it.
 
     Images have the size that is deployed, every layer learns, batch-norm statistics stay or are learned as

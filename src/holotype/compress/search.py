@@ -85,9 +85,10 @@ def walk(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> None
     budget = shop.config.budget
     if shop.config.search == "enough":
         search(shop, found, keep=keep, train=False)
-        near = [one.made.method for one in found.measured if _nearly_fits(one.candidate, found.parent, budget)]
+        near = [one for one in found.measured if _nearly_fits(one.candidate, found.parent, budget)]
         if near and _smaller_that_fits(found, budget) is None:
-            note(f"timed again before anything is trained, as nearly fast enough: {', '.join(near)}")
+            names = ", ".join(one.made.method for one in near)
+            note(f"timed again before anything is trained, as nearly fast enough: {names}")
             settle(found, budget, rounds=shop.config.rounds)
             keep(found)
     while True:

@@ -11,7 +11,7 @@ from holotype.config.compressing import (
     StructuredConfig,
     StudentConfig,
 )
-from holotype.config.data import ConvertConfig, DataConfig
+from holotype.config.data import ConvertConfig, DataConfig, DatasetConfig, SourceConfig
 from holotype.config.judging import (
     CompareConfig,
     EvaluateConfig,
@@ -68,6 +68,7 @@ __all__ = [
     "ConvertConfig",
     "Cosine",
     "DataConfig",
+    "DatasetConfig",
     "DistillConfig",
     "DuplicatesConfig",
     "EvaluateConfig",
@@ -91,6 +92,7 @@ __all__ = [
     "Schedule",
     "Setting",
     "Sgd",
+    "SourceConfig",
     "Step",
     "StructuredConfig",
     "StudentConfig",

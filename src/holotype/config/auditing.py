@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from holotype.config.data import FROZEN, DataConfig
+from holotype.config.data import FROZEN, DataConfig, DatasetConfig
 from holotype.config.training import ModelConfig
 
 __all__ = ["AgreeConfig", "AuditConfig", "DuplicatesConfig", "GatesConfig", "HealthConfig"]
@@ -104,4 +104,4 @@ class AgreeConfig(BaseModel):
         0.667, ge=0, le=1, description="alpha from which they are tentative; below, rewrite the guideline"
     )
     seed: int = Field(0, ge=0, description="seed of order, overlap and bootstrap")
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()

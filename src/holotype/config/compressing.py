@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from holotype.config.data import FROZEN, DataConfig
+from holotype.config.data import FROZEN, DatasetConfig
 from holotype.config.judging import PolicyConfig
 
 __all__ = [
@@ -163,7 +163,7 @@ class CompressConfig(BaseModel):
     rounds: int = Field(12, ge=3, description="turns that each candidate has in the race that decides")
     seed: int = Field(0, ge=0, description="of the choice of images and of training")
     policy: PolicyConfig = PolicyConfig()
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()
 
 
 class BenchmarkConfig(BaseModel):
@@ -181,4 +181,4 @@ class BenchmarkConfig(BaseModel):
     threads: tuple[int, ...] | None = Field(None, description="threads; null: all cores")
     rounds: int = Field(12, ge=3, description="turns of each setup")
     seconds: float = Field(0.25, gt=0, description="of each setup and batch size in a turn")
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()

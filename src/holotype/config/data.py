@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FROZEN", "ConvertConfig", "DataConfig"]
+__all__ = ["FROZEN", "ConvertConfig", "DataConfig", "DatasetConfig", "SourceConfig"]
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 """Of every section: immutable, no number is infinite or none, and an unknown key is an error."""
 
 
-class DataConfig(BaseModel):
-    """What is read and how it is cut into splits and pixels."""
+class SourceConfig(BaseModel):
+    """What is read of a dataset, and how it is laid out."""
 
     model_config = FROZEN
 
@@ -29,7 +29,7 @@ class DataConfig(BaseModel):
         0.1, ge=0, le=2, description="what crop adds on every side of a box, as a share of its size"
     )
     background: str | None = Field(
-        None, description="class of images known to hold no object; None: they are left out"
+        None, description="class of images known to hold no object; null: they are left out"
     )
     images: str | None = Field(
         None, description="folder of the images, where an annotation file is kept elsewhere"
@@ -37,17 +37,15 @@ class DataConfig(BaseModel):
     revision: int | Literal["latest"] = Field(
         "latest", description="which revision of labels and splits; 0: as the data itself says"
     )
-    size: int | None = Field(
-        None, ge=16, le=2048, description="side of the model's input; None: the weights' own"
+    max_unpacked_gb: float = Field(
+        100, gt=0, description="what a dataset given as .tar or .zip may unpack to, into the cache folder"
     )
-    resize: Literal["auto", "squash", "letterbox", "crop"] = Field(
-        "auto", description="how an image is fitted into the square; auto: squash, which loses no pixel"
-    )
-    filter: Literal["auto", "bilinear", "bicubic", "lanczos"] = Field(
-        "auto",
-        description="how pixels are resampled, here and wherever the model runs; auto: as for the weights |"
-        " bilinear: an ordinary photo is read in a quarter less time",
-    )
+    max_pixels: int = Field(50_000_000, gt=0, description="largest image that is decoded, in pixels")
+
+
+class DatasetConfig(SourceConfig):
+    """And how it is cut into splits: all that a model leaves open, whose input has its size already."""
+
     validation: float = Field(
         0.15, gt=0, lt=0.9, description="share for validation where the data has no such split"
     )
@@ -58,12 +56,24 @@ class DataConfig(BaseModel):
     cache_limit_gb: float | None = Field(
         None,
         ge=0,
-        description="size of the pixel cache; None: a fifth of the free disk; beyond it, decode on the fly",
+        description="size of the pixel cache; null: a fifth of the free disk; beyond it, decode on the fly",
     )
-    max_unpacked_gb: float = Field(
-        100, gt=0, description="what a dataset given as .tar or .zip may unpack to, into the cache folder"
+
+
+class DataConfig(DatasetConfig):
+    """And into which pixels, where there is no model yet."""
+
+    size: int | None = Field(
+        None, ge=16, le=2048, description="side of the model's input; null: the weights' own"
     )
-    max_pixels: int = Field(50_000_000, gt=0, description="largest image that is decoded, in pixels")
+    resize: Literal["auto", "squash", "letterbox", "crop"] = Field(
+        "auto", description="how an image is fitted into the square; auto: squash, which loses no pixel"
+    )
+    filter: Literal["auto", "bilinear", "bicubic", "lanczos"] = Field(
+        "auto",
+        description="how pixels are resampled, here and wherever the model runs; auto: as for the weights |"
+        " bilinear: an ordinary photo is read in a quarter less time",
+    )
 
 
 class ConvertConfig(BaseModel):
@@ -72,4 +82,4 @@ class ConvertConfig(BaseModel):
     model_config = FROZEN
 
     preview: int = Field(48, ge=1, le=1000, description="examples drawn on the contact sheet")
-    data: DataConfig = DataConfig()
+    data: SourceConfig = SourceConfig()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from holotype.config.data import FROZEN, DataConfig
+from holotype.config.data import FROZEN, DatasetConfig
 
 __all__ = [
     "CompareConfig",
@@ -60,7 +60,7 @@ class EvaluateConfig(BaseModel):
     runtime: RuntimeChoice = Field("auto", description="what runs the model")
     precision: PrecisionChoice = Field("auto", description=_PRECISION)
     threads: int | None = Field(None, ge=1, description=_THREADS)
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()
 
 
 class PredictConfig(BaseModel):
@@ -92,7 +92,7 @@ class ExportConfig(BaseModel):
     max_batch: int = Field(32, ge=1, description="largest batch of a tensorrt engine")
     measure: bool = Field(True, description="measure which runtime is the fastest here, for runtime=auto")
     policy: PolicyConfig = PolicyConfig()
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()
 
 
 class ExplainConfig(BaseModel):
@@ -105,7 +105,7 @@ class ExplainConfig(BaseModel):
     )
     pairs: int = Field(3, ge=1, description="confused pairs shown, the most frequent first")
     images: int = Field(4, ge=1, le=32, description="images of each pair and side")
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()
 
 
 class HardSamplesConfig(BaseModel):
@@ -119,7 +119,7 @@ class HardSamplesConfig(BaseModel):
     count: int = Field(50, ge=1, description="hardest images listed")
     neighbours: int = Field(3, ge=1, le=50, description="nearest training images listed for each")
     runtime: RuntimeChoice = Field("auto", description="what runs the model")
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()
 
 
 class CompareConfig(BaseModel):
@@ -134,4 +134,4 @@ class CompareConfig(BaseModel):
         1.0, ge=0, le=100, description="loss of accuracy, in points, that is still not worse"
     )
     measure: bool = Field(True, description="also measure both in one interleaved run")
-    data: DataConfig = DataConfig()
+    data: DatasetConfig = DatasetConfig()

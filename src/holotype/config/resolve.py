@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from holotype.config.training import AUGMENT_PRESETS, PRESETS, AdamW
+from holotype.config.training import AUGMENT_PRESETS, PRESETS, AdamW, TrainConfig
 from holotype.errors import ConfigError
 
 __all__ = [
@@ -221,15 +221,24 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> ConfigError:
             where=key,
             fix=f"leave it out, or use --set {section}.name={kinds[0]}",
         )
+    if first["type"] == "extra_forbidden" and any(
+        key == setting.key for setting in settings_of(TrainConfig())
+    ):
+        return ConfigError(
+            "is set when a model is trained, and is in its bundle from then on",
+            where=key,
+            fix=f"leave it out, or holotype train --set {key}=...",
+        )
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or [
             name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
         ]
         hint = f"did you mean {near[0]}?" if near else "holotype config VERB lists the keys"
         return ConfigError("unknown setting", where=key, fix=hint)
-    return ConfigError(
-        f"{first['msg']} (got {first['input']!r})", where=key, fix="holotype config VERB lists the keys"
+    hint = (
+        "write null for none" if first["input"] in ("None", "none") else "holotype config VERB lists the keys"
     )
+    return ConfigError(f"{first['msg']} (got {first['input']!r})", where=key, fix=hint)
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -246,4 +255,6 @@ def _type_name(annotation: Any) -> str:
         return "|".join(_type_name(argument) for argument in arguments)
     if origin is Annotated:
         return _type_name(arguments[0])
-    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    if origin is tuple:
+        return f"list of {_type_name(arguments[0])}"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holotype.config import DataConfig
+from holotype.config import SourceConfig
 from holotype.dataset.annotated import Annotated, Annotations, LabelledBox, problem_of
 from holotype.dataset.listing import Listing, Problem, Record, example_name
 from holotype.dataset.settle import Placed, settle
@@ -31,7 +31,7 @@ class _Outcome:
 
 
 def examples_of(
-    annotations: Annotations, *, source: Path, config: DataConfig, keep_annotators: bool = False
+    annotations: Annotations, *, source: Path, config: SourceConfig, keep_annotators: bool = False
 ) -> Listing:
     """The examples that `config.boxes` makes of annotated images.
 
@@ -123,7 +123,7 @@ def _without_rivals(
     return kept, problems
 
 
-def _decide(image: Annotated, outcome: _Outcome, *, root: Path, config: DataConfig) -> None:
+def _decide(image: Annotated, outcome: _Outcome, *, root: Path, config: SourceConfig) -> None:
     """Add the examples of one image, or why there are none, to `outcome`."""
     if image.label is not None and not image.boxes:
         outcome.placed.append((_record(image, image.label), image.where))
@@ -138,7 +138,7 @@ def _decide(image: Annotated, outcome: _Outcome, *, root: Path, config: DataConf
         _use_boxes(image, outcome, root=root, config=config)
 
 
-def _use_boxes(image: Annotated, outcome: _Outcome, *, root: Path, config: DataConfig) -> None:
+def _use_boxes(image: Annotated, outcome: _Outcome, *, root: Path, config: SourceConfig) -> None:
     try:
         extent = _extent(root / image.path, limits=Limits(max_pixels=config.max_pixels))
     except DatasetError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
 from holotype.dataset.listing import SPLITS, Problem, Split, file_and_region, problems_error
@@ -239,7 +239,7 @@ def margin_shape(size: Shape, *, crop: float) -> Shape:
 
 
 def open_dataset(
-    source: Path | str, *, spec: Preprocess, config: DataConfig, shapes: Sequence[Shape] = ()
+    source: Path | str, *, spec: Preprocess, config: DatasetConfig, shapes: Sequence[Shape] = ()
 ) -> Dataset:
     """Read a class folder or CSV: list, hash, decode once, split, and check it.
 
@@ -258,7 +258,7 @@ def open_dataset(
 
 
 def index_dataset(
-    source: Path | str, *, spec: Preprocess, config: DataConfig, shapes: Sequence[Shape] = ()
+    source: Path | str, *, spec: Preprocess, config: DatasetConfig, shapes: Sequence[Shape] = ()
 ) -> Dataset:
     """As `open_dataset`, but without its checks: whatever can be read, for those who look for faults."""
     source = Path(source)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from holotype.config import DataConfig
+from holotype.config import SourceConfig
 from holotype.dataset.annotated import Annotations, problem_of
 from holotype.dataset.annotations.boxes_json import read_boxes_json
 from holotype.dataset.annotations.coco import read_coco
@@ -59,7 +59,7 @@ _SNIFFED = 200
 """JSON files looked into, at most, to tell the layout; class folders may hold one beside each image."""
 
 
-def read_source(source: Path, *, config: DataConfig, keep_annotators: bool = False) -> Listing:
+def read_source(source: Path, *, config: SourceConfig, keep_annotators: bool = False) -> Listing:
     """List the examples of a dataset, whatever its layout, with every bad record as a problem.
 
     The layout is `config.format`, or told from what is there; `DatasetError` where none fits, or several do.
@@ -71,7 +71,7 @@ def read_source(source: Path, *, config: DataConfig, keep_annotators: bool = Fal
     return _nameable(_read(source, config=config, keep_annotators=keep_annotators))
 
 
-def _read(source: Path, *, config: DataConfig, keep_annotators: bool) -> Listing:
+def _read(source: Path, *, config: SourceConfig, keep_annotators: bool) -> Listing:
     if not source.exists():
         fix = "give a folder, a table, an annotation file or an archive"
         raise DatasetError("no such dataset", where=source, fix=fix)
@@ -125,7 +125,7 @@ def _told_by_name(source: Path) -> str | None:
     )
 
 
-def _read_unboxed(source: Path, layout: str, *, config: DataConfig, keep_annotators: bool) -> Listing:
+def _read_unboxed(source: Path, layout: str, *, config: SourceConfig, keep_annotators: bool) -> Listing:
     idle = [f"data.{key}" for key in ("boxes", "background", "images") if getattr(config, key) is not None]
     if layout == "folders":
         if source.is_file():
@@ -152,7 +152,7 @@ def _folder(images: str) -> Path:
     return folder
 
 
-def _tree(source: Path, config: DataConfig) -> Tree:
+def _tree(source: Path, config: SourceConfig) -> Tree:
     if source.is_dir():
         root, files = source, list_files(source)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from holotype.bundle import Bundle
-from holotype.config import DataConfig
+from holotype.config import DatasetConfig
 from holotype.dataset.index import Dataset, open_dataset
 from holotype.errors import DatasetError
 
@@ -21,7 +21,7 @@ LAYOUT = {"format", "boxes", "margin", "background", "images"}
 _SHARES = {"validation", "test"}
 
 
-def open_for(bundle: Bundle, data: Path | str | None, *, config: DataConfig) -> Dataset:
+def open_for(bundle: Bundle, data: Path | str | None, *, config: DatasetConfig) -> Dataset:
     """The images of `data`, by default what the bundle was trained on, as the bundle sees and splits them.
 
     What `config` says by name is done as it says. Errors as of `open_dataset` and `recorded_source`.
@@ -32,7 +32,7 @@ def open_for(bundle: Bundle, data: Path | str | None, *, config: DataConfig) -> 
     )
 
 
-def as_trained(bundle: Bundle, source: Path, *, config: DataConfig) -> DataConfig:
+def as_trained(bundle: Bundle, source: Path, *, config: DatasetConfig) -> DatasetConfig:
     """`config`, where it is silent with the shares of validation and test that the bundle was trained with.
 
     Where `source` is the very dataset, also with the layout that it was read in: its format and boxes.
@@ -41,7 +41,7 @@ def as_trained(bundle: Bundle, source: Path, *, config: DataConfig) -> DataConfi
     same = recorded is not None and source.resolve() == Path(recorded)
     names = (_SHARES | LAYOUT if same else _SHARES) & told.keys() - config.model_fields_set
     said = config.model_dump(exclude_unset=True)
-    return DataConfig.model_validate(said | {name: told[name] for name in names})
+    return DatasetConfig.model_validate(said | {name: told[name] for name in names})
 
 
 def recorded_source(bundle: Bundle) -> Path:
