@@ -286,7 +286,11 @@ class TestDecision:
         decided = decide(
             found(candidate("int8", drop=5, latency=2)), BudgetConfig(drop=1, size=1, latency=0.1)
         )
-        assert decided.reason.startswith("no candidate keeps to all limits but one")
+        assert decided.reason.startswith(
+            "no candidate keeps to all limits but one; size 1e-06 MB: the best is"
+        )
+        assert "latency 0.1 ms: the best is 2.00" in decided.reason
+        assert "drop" not in decided.reason  # the bundle as it is loses nothing
 
     def test_a_class_counts_too(self) -> None:
         one = candidate("int8", worst=8.0, latency=2)

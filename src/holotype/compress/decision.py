@@ -106,13 +106,13 @@ def _what_binds(found: Found, budget: BudgetConfig) -> str:
             )
     if told:
         return "; ".join(told)
-    best = {name: min(value(one) for one in (parent, *candidates)) for name, _, value, _ in _limits(budget)}
+    nearest = []
+    for name, limit, value, unit in _limits(budget):
+        least = min(value(one) for one in (parent, *candidates)) + 0.0  # not -0.00
+        nearest.append((least > limit, f"{name} {limit:g} {unit}: the best is {least:.2f}"))
     # A limit that nothing keeps, whatever else it loses, says more than one that something does.
-    limits = [one for one in _limits(budget) if best[one[0]] > one[1]] or _limits(budget)
-    nearest = [
-        f"{name} {limit:g} {unit}: the best is {best[name] + 0.0:.2f}" for name, limit, _, unit in limits
-    ]
-    return "no candidate keeps to all limits but one; " + ", ".join(nearest)
+    unkept = [told for broken, told in nearest if broken]
+    return "no candidate keeps to all limits but one; " + ", ".join(unkept or [told for _, told in nearest])
 
 
 def _no_faster(candidates: Sequence[Candidate], parent: Candidate, budget: BudgetConfig) -> list[str]:
