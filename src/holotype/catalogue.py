@@ -37,7 +37,7 @@ _REFERENCE = {
     DEFAULT: _Reference(74.83, "default; CPU and edge, quantizes well, weights packaged"),
     "tf_efficientnet_lite1": _Reference(76.64, "a little more accuracy on the CPU, weights packaged"),
     "tf_efficientnet_lite2": _Reference(77.46, "more accuracy on the CPU, weights packaged"),
-    "mobilenetv3_small_100": _Reference(67.66, "smallest: microcontrollers, strict latency"),
+    "mobilenetv3_small_100": _Reference(67.66, "smallest: strict latency"),
     "mobilenetv3_large_100": _Reference(75.77, "light: phones"),
     "resnet18": _Reference(73.16, "mobile and edge, runs everywhere"),
     "efficientnet_b0": _Reference(77.69, "small, accurate for its size"),
