@@ -91,6 +91,8 @@ class TestErrors:
             ("fit.epoch=3", "fit.epoch: unknown setting; did you mean fit.epochs?"),
             ("fit.epochs=many", "fit.epochs: "),
             ("epochs=3", "epochs: unknown setting; did you mean fit.epochs?"),
+            ("preset=[1]", "preset: Input should be"),
+            ("augment.preset=[1]", "augment.preset: Input should be"),
             ("fit.epochs", "--set fit.epochs: not of the form section.key=value"),
         ],
     )
@@ -111,6 +113,11 @@ class TestErrors:
 
     def test_recipe_that_is_not_there(self, holotype, tmp_path: Path) -> None:
         assert "check --recipe" in holotype("train", "x", "--recipe", tmp_path / "none.yaml").error
+
+    def test_recipe_that_is_no_text(self, holotype, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_bytes(b"name: caf\xe9")
+        assert "recipe.yaml: not YAML" in holotype("train", "x", "--recipe", recipe).error
 
     def test_target_that_is_no_bundle(self, holotype, tmp_path: Path) -> None:
         assert "neither a bundle nor a run folder" in holotype("predict", tmp_path, "a.jpg").error

@@ -149,4 +149,4 @@ def test_nothing_fits_from_the_command_line(
     assert not (out / "best").exists()
     text = (out / "compress.html").read_text()
     assert "Nothing was chosen." in text
-    assert "No label changed" not in text
+    assert "changes no label" not in text

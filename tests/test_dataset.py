@@ -298,6 +298,9 @@ class TestPixelCache:
         stored = sum(len(store.rows) for store in capped.stores.values())
         assert stored < 120
         assert (stored == 0) == (limit == 0)
+        none = np.array([], dtype=np.int64)
+        shapes = [batch.shape for batch in capped.pixels([none, capped.rows("test")[:2]])]
+        assert shapes == [(0, 32, 32, 3), (2, 32, 32, 3)]
 
     def test_margin_view_shows_the_same_at_a_higher_resolution(self, tmp_path: Path) -> None:
         shape = margin_shape(Shape(32, 32), crop=0.8)

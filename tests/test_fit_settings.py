@@ -47,6 +47,17 @@ class TestIdle:
         for preset in ("none", "light", "standard", "strong"):
             assert idle(configured(augment={"preset": preset}), imbalance="none") == ()
 
+    def test_nor_about_what_auto_came_to_in_the_run_whose_recipe_it_is(self) -> None:
+        settled = {
+            "unfreeze": "most",
+            "scale": 0.8,
+            "freeze_norm": True,
+            "precision": "fp32",
+            "compile": False,
+        }
+        config = configured(preset="probe", fit={**settled, "micro_batch": 32})
+        assert idle(config, imbalance="none") == ()
+
     @pytest.mark.parametrize(
         ("sections", "cure", "key"),
         [

@@ -99,6 +99,12 @@ def test_a_first_step_that_is_no_number_is_not_blamed_on_the_rate(data: Path) ->
     assert caught.value.fix == "check model.weights and these images"
 
 
+def test_batch_norm_cannot_learn_from_one_image(data: Path) -> None:
+    with pytest.raises(TrainingError, match="needs more than one image at a time") as caught:
+        trained(data, model={"name": "resnet18"}, fit={"micro_batch": 1, "freeze_norm": False})
+    assert "fit.freeze_norm=true" in str(caught.value.fix)
+
+
 class TestStopping:
     def test_no_better_for_as_long_as_patience_says(
         self, data: Path, capsys: pytest.CaptureFixture[str]

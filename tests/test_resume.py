@@ -184,7 +184,7 @@ def test_resuming_refuses_other_data_and_other_settings(data: Path, tmp_path: Pa
         assert "by another process" in finish(start("--resume", str(run)), code=2)
     next((own / "train" / "0").iterdir()).unlink()
     assert "have changed" in finish(start("--resume", str(run)), code=1)
-    assert "cannot be resumed" not in finish(start("--resume", str(tmp_path / "none")), code=2)
+    assert "is not a run that can be resumed" in finish(start("--resume", str(tmp_path / "none")), code=2)
 
 
 @pytest.mark.slow

@@ -124,6 +124,17 @@ class TestOrderEpoch:
             shown = order_epoch(np.arange(100), weights=weights, seed=0, epoch=epoch)
             assert set(np.bincount(LABELS[shown.rows])) <= {33, 34}
 
+    def test_so_are_classes_of_one_size(self) -> None:
+        """Their images have one weight, and would be drawn from one pot."""
+        labels = np.repeat([0, 1, 2], [150, 150, 300])
+        counts = np.bincount(labels)
+        config = FitConfig(imbalance="sampler")
+        paths = [f"{row}.jpg" for row in range(600)]
+        weights = draw_weights(labels, paths, config=config, imbalance="sampler", counts=counts)
+        for epoch in range(20):
+            shown = order_epoch(np.arange(600), labels=labels, weights=weights, seed=0, epoch=epoch)
+            assert np.bincount(labels[shown.rows]).tolist() == [200, 200, 200]
+
     def test_epochs_draw_other_images_of_a_large_class(self) -> None:
         weights = weights_of("sampler")
         drawn = {

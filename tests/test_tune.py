@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from holotype import locks, train
 from holotype.cli import run
-from holotype.config import TrainConfig, TuneConfig, read_recipe, resolve_config, to_yaml
+from holotype.config import TrainConfig, TuneConfig, merge, read_recipe, resolve_config, to_yaml
 from holotype.errors import ConfigError, TrainingError
 from holotype.locks import is_gone, working
 from holotype.tune import TuneResult, tune
@@ -246,13 +246,11 @@ class TestStudy:
             ),
             ({"space": {"augment.crop": [0.5, 1]}}, r"space.augment.crop not there, not \[0.5, 1\]"),
             ({"train": {"fit": {"epochs": 3}}}, "train.fit.epochs 2, not 3"),
+            ({"train": {"data": {"filter": "bilinear"}}}, "train.data.filter auto, not bilinear"),
         ],
     )
     def test_another_question(self, change: dict[str, Any], message: str, copied: Path, digits: Path) -> None:
-        whole = {
-            **change,
-            "train": {**TRAIN, "fit": {**TRAIN["fit"], **change.get("train", {}).get("fit", {})}},
-        }
+        whole = {**change, "train": merge(TRAIN, change.get("train", {}))}
         whole["space"] = {**SPACE, **change.get("space", {})}
         with pytest.raises(ConfigError, match=f"was begun with {message}"):
             tune(digits, name="study", config=settings(**whole), runs=copied.parent)
@@ -279,6 +277,11 @@ class TestStudy:
         states = {row.params["fit.optimizer.learning_rate"]: (row.state, row.epochs) for row in result.trials}
         assert states[10.0] == ("pruned", 1)
         assert {states[3e-3], states[1e-2]} <= {("complete", 3), ("pruned", 1), ("pruned", 2)}
+
+
+def test_no_point_of_a_grid_is_outside_its_range() -> None:
+    (axis,) = read_space({"model.dropout": {"low": 0.1, "high": 0.7, "step": 0.1}}, train={})
+    assert axis.points() == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 class TestCommand:

@@ -63,7 +63,7 @@ def resolve_config(
     if "preset" in model.model_fields:
         _refuse_idle_choices(recipe or {}, overrides or {})
         preset = merged.get("preset", model.model_fields["preset"].default)
-        if preset in PRESETS:
+        if isinstance(preset, str) and preset in PRESETS:
             merged = merge(_beneath(PRESETS[preset], merged), merged)
     try:
         return model.model_validate(merged)
@@ -94,7 +94,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=file, fix="check --recipe") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not YAML ({' '.join(str(error).split())})", where=file) from error
     if not isinstance(content, dict):
         raise ConfigError("must hold a mapping of sections", where=file)
@@ -143,9 +143,9 @@ def _refuse_idle_choices(recipe: Mapping[str, Any], overrides: Mapping[str, Any]
     """`ConfigError` where a recipe, such as that of a whole run, sets what another choice would bring."""
     preset, augmentation = _named(overrides, "preset"), _named(overrides, "augment", "preset")
     brought: dict[str, list[str]] = {"fit.optimizer.name": ["fit.optimizer.learning_rate"]}
-    if preset in PRESETS:
+    if isinstance(preset, str) and preset in PRESETS:
         brought["preset"] = list(_keys(PRESETS[preset]))
-    if augmentation in AUGMENT_PRESETS:
+    if isinstance(augmentation, str) and augmentation in AUGMENT_PRESETS:
         brought["augment.preset"] = [f"augment.{key}" for key in AUGMENT_PRESETS["none"]]
     for key, keys in brought.items():
         new, old = (_named(settings, *key.split(".")) for settings in (overrides, recipe))

@@ -113,7 +113,8 @@ class AugmentConfig(BaseModel):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {**AUGMENT_PRESETS.get(values.get("preset", "standard"), {}), **values}
+        preset = values.get("preset", "standard")
+        return {**(AUGMENT_PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
 
     @field_validator("noise")
     @classmethod

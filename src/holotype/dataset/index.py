@@ -191,7 +191,9 @@ class Dataset:
     ) -> Iterator[Pixels]:
         rows_of = store.rows if store is not None else {}
         memory = store.open() if store is not None else None
-        lacking = [np.array([self.contents[row] not in rows_of for row in rows]) for rows in batches]
+        lacking = [
+            np.array([self.contents[row] not in rows_of for row in rows], dtype=np.bool_) for rows in batches
+        ]
         wanted = [rows[absent] for rows, absent in zip(batches, lacking, strict=True)]
         decoded = decode_files((self._files(rows) for rows in wanted if len(rows)), **self._decoding(shape))
         for rows, absent, missing in zip(batches, lacking, wanted, strict=True):

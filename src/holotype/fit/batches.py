@@ -65,7 +65,13 @@ def feed_epoch(
 ) -> Iterator[Batch]:
     """The batches of this process in an epoch, without its first `done` steps; the same on every call."""
     fit, classes = feed.fit, len(feed.dataset.classes)
-    order = order_epoch(feed.rows, weights=feed.weights, seed=fit.seed, epoch=epoch)
+    order = order_epoch(
+        feed.rows,
+        labels=feed.dataset.labels(feed.rows),
+        weights=feed.weights,
+        seed=fit.seed,
+        epoch=epoch,
+    )
     steps = shards(
         order,
         batch_size=fit.batch_size,

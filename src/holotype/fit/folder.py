@@ -143,6 +143,9 @@ def resume_run(
     at = checkpoint.state if checkpoint is not None else {"epoch": 0, "step": 0}
     note(f"resuming {folder} after step {at['step']} of epoch {at['epoch']}")
     rows = {"metrics": [], "timings": []} if checkpoint is None else checkpoint.state
+    if session.processes.first:
+        with lone(folder / "last") as free:  # its tables are written again from here on
+            _check_free(free, folder)
     log = RunLog.resume(
         folder if session.processes.first else None, metrics=rows["metrics"], timings=rows["timings"]
     )
@@ -198,14 +201,18 @@ def record_end(folder: Path, *, finished: bool) -> None:
     _record(folder, {**recorded, "finished": finished})
 
 
+def _check_free(free: bool, folder: Path) -> None:
+    if not free:
+        raise ConfigError("is being trained by another process", where=folder, fix="wait for it")
+
+
 @contextmanager
 def alone(run: Run) -> Iterator[Path]:
     """A folder for what is not finished yet, in a run that no other process of this machine works on."""
     with ExitStack() as stack:
         first, inside = run.session.processes.first, None
         if first:
-            if not stack.enter_context(lone(run.folder / "last")):
-                raise ConfigError("is being trained by another process", where=run.folder, fix="wait for it")
+            _check_free(stack.enter_context(lone(run.folder / "last")), run.folder)
             inside = run.folder
             for left in run.folder.glob(".work-*"):
                 shutil.rmtree(left, ignore_errors=True)  # by a run that was killed

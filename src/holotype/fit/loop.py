@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -269,7 +269,7 @@ def _take_note(step: Step, *, tools: Tools, position: Position, before: Weights 
 
 def _part(tools: Tools, plan: Plan, position: Position, batch: Batch) -> tuple[float, float]:
     """Forward and backward of a micro-batch; its share of the step's mean loss, and its right answers."""
-    with tools.accelerator.autocast():
+    with tools.accelerator.autocast(), _enough_for_statistics():
         logits, _ = tools.classifier(batch.images, _kept(tools, plan, position, batch))
     logits = logits.float()
     losses = plan.criterion(logits, batch.targets)
@@ -286,6 +286,21 @@ def _part(tools: Tools, plan: Plan, position: Position, batch: Batch) -> tuple[f
     position.losses[rows] = unlikely.cpu().numpy()[real]
     np.add.at(position.confusion, (labels, said), 1)
     return float(loss.detach()), float((said == labels).sum())
+
+
+@contextmanager
+def _enough_for_statistics() -> Iterator[None]:
+    """`TrainingError` where torch refuses to take batch norm's statistics of a single value."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "batch norm that learns needs more than one image at a time",
+            where="fit.micro_batch",
+            fix="use fit.micro_batch and fit.batch_size of at least 2, or fit.freeze_norm=true",
+        ) from error
 
 
 def _kept(tools: Tools, plan: Plan, position: Position, batch: Batch) -> torch.Tensor | None:

@@ -60,18 +60,21 @@ def draw_weights(
     return np.asarray(weights / weights.mean(), dtype=np.float64)
 
 
-def order_epoch(rows: Rows, *, weights: Weights | None, seed: int, epoch: int) -> Samples:
+def order_epoch(
+    rows: Rows, *, labels: Rows | None = None, weights: Weights | None, seed: int, epoch: int
+) -> Samples:
     """The N showings of an epoch, a pure function of its arguments; without weights a permutation of `rows`.
 
     With weights `float64[N]` of mean 1 a row is shown as often as its weight says, rounded down or up at
     random: systematic resampling (Madow 1949, On the theory of systematic sampling II). So are all rows of
-    one weight together: with a sampler, classes differ by rounding, not by chance.
+    one label of `labels` `int64[N]` together: with a sampler, classes differ by rounding, not by chance.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(rows))
     if weights is None:
         return Samples(rows[order], np.zeros_like(rows))
-    order = order[np.argsort(weights[order], kind="stable")]
+    strata = labels if labels is not None else np.zeros_like(rows)
+    order = order[np.lexsort((weights[order], strata[order]))]
     ends = np.cumsum(weights[order])
     marks = (np.arange(len(rows)) + generator.random()) * (ends[-1] / len(rows))
     shown = order[np.searchsorted(ends[:-1], marks, side="right")]

@@ -140,7 +140,8 @@ def idle_settings(config: TrainConfig, *, imbalance: Remedy, images: int) -> tup
         f"{key} has no effect without {need}"
         for met, need, keys in conditions
         for key in keys
-        if not met and _value(config, key) != _value(usual, key)
+        # A recipe of a run holds what "auto" came to then, which nobody asked for.
+        if not met and _value(usual, key) not in (_value(config, key), "auto")
     )
     asked = fit.epochs > 0 and fit.ema != usual.fit.ema
     return (*idle, *_unreached_decay(fit, images=images)) if asked else idle

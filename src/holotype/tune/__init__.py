@@ -151,7 +151,11 @@ def _study(url: str, folder: Path, work: Work) -> optuna.Study:
 def _compared(config: TuneConfig) -> dict[str, Any]:
     """Settings of every trial, without those that may differ between machines and sessions."""
     settings = trial_config(config.train, {})
-    other_data = set(type(settings.data).model_fields) - {"size", "resize"}  # the root hash says the rest
+    other_data = set(type(settings.data).model_fields) - {
+        "size",
+        "resize",
+        "filter",
+    }  # the root hash says the rest
     return settings.model_dump(mode="json", exclude=WITHOUT_EFFECT_ON_RESULTS | {"data": other_data})
 
 

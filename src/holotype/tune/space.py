@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ Label = None | bool | int | float | str
 _RANGE_KEYS = frozenset({"low", "high", "log", "step"})
 _FIX = "give a list of choices, or {low, high, log, step}"
 # Validation images must be the same in every trial, and so must what they are judged by.
-_SAME_IMAGES = frozenset({"data.size", "data.resize"})
+_SAME_IMAGES = frozenset({"data.size", "data.resize", "data.filter"})
 _GOLDEN = 0.381966  # the end of no step and, between whole numbers, no whole number
 
 
@@ -109,7 +110,8 @@ class Range:
                 fix="or another sampler",
             )
         count = round((self.high - self.low) / step) + 1
-        numbers = [self.low + place * step for place in range(count)]
+        # In decimals: in binary the last of 0.1, 0.2, ... would be above its own range.
+        numbers = [float(Decimal(str(self.low)) + place * Decimal(str(step))) for place in range(count)]
         return tuple(int(number) for number in numbers) if self.whole else tuple(numbers)
 
 
