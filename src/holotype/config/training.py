@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
@@ -113,8 +113,8 @@ class AugmentConfig(BaseModel):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        preset = values.get("preset", "standard")
-        return {**(AUGMENT_PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **values}
+        preset, presets = values.get("preset", "standard"), cast("Mapping[str, Any]", AUGMENT_PRESETS)
+        return {**(presets.get(preset, {}) if isinstance(preset, str) else {}), **values}
 
     @field_validator("noise")
     @classmethod

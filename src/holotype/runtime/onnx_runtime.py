@@ -21,15 +21,21 @@ def load_onnx(file: Path, *, threads: int) -> Runtime:
     return _load(str(file), where=file, threads=threads)
 
 
-def load_onnx_model(model: Any, *, threads: int) -> Runtime:
-    """An `onnx.ModelProto` that we have just made, in onnxruntime, on the CPU."""
-    return _load(model.SerializeToString(), where=None, threads=threads)
+def load_onnx_model(model: Any, *, threads: int, as_written: bool = False) -> Runtime:
+    """An `onnx.ModelProto` that we have just made, in onnxruntime, on the CPU.
+
+    `as_written`: operation by operation, where onnxruntime would put several into one, such as a convolution
+    and the roundings around it.
+    """
+    return _load(model.SerializeToString(), where=None, threads=threads, as_written=as_written)
 
 
-def _load(source: str | bytes, *, where: Path | None, threads: int) -> Runtime:
+def _load(source: str | bytes, *, where: Path | None, threads: int, as_written: bool = False) -> Runtime:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Threads wait awake for the next operation; after a run there is none, and others need the cores.
