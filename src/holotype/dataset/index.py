@@ -32,6 +32,7 @@ __all__ = [
     "Dataset",
     "Instead",
     "Unreadable",
+    "check_splits",
     "index_dataset",
     "margin_shape",
     "open_dataset",
@@ -294,6 +295,19 @@ def index_dataset(
         limits=limits,
         stores=stores,
     )
+
+
+def check_splits(dataset: Dataset, *needed: Split) -> None:
+    """`DatasetError` where one of the splits that are `needed` has no image."""
+    lacking = [split for split in needed if split not in dataset.splits]
+    if not lacking:
+        return
+    there = " and ".join(f"{len(dataset.rows(split)):,} in {split}" for split in dataset.splits)
+    if dataset.deviation is None and "train" in lacking:
+        fix = "name images of every class as train: in a train/ folder, or in the split column"
+    else:
+        fix = "add images, change data.validation, or place them yourself in train/ and validation/ folders"
+    raise DatasetError(f"has no image in {' and '.join(lacking)}: {there}", where=dataset.source, fix=fix)
 
 
 def _check_readable(dataset: Dataset, *, allowed: float) -> None:
