@@ -12,7 +12,7 @@ from holotype.dataset.index import (
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
 from holotype.dataset.store import Shape, cache_folder, dataset_name
 from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
-from holotype.dataset.trained import LAYOUT, as_trained, open_for, recorded_source
+from holotype.dataset.trained import LAYOUT, as_trained, open_for, recorded_source, tell_splits
 
 __all__ = [
     "LAYOUT",
@@ -34,6 +34,7 @@ __all__ = [
     "open_dataset",
     "open_for",
     "recorded_source",
+    "tell_splits",
     "thumbnailer",
     "thumbnailer_below",
 ]
