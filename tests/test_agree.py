@@ -376,6 +376,41 @@ class TestVotes:
         assert problems == ()
         assert votes.table.tolist() == [[0, 0]]
 
+    def test_files_of_one_name_in_different_folders_are_not_one_annotators(self, tmp_path: Path) -> None:
+        files = []
+        for who in ("ada", "bob"):
+            (tmp_path / who).mkdir()
+            files.append(write_csv(tmp_path / who / "labels.csv", [("a.jpg", "cat"), ("b.jpg", "dog")]))
+        with pytest.raises(DatasetError) as caught:
+            read_votes(files)
+        assert str(caught.value) == (
+            f"{files[1]}: both it and {files[0]} would be the votes of one annotator 'labels';"
+            " name each after its annotator, or add an annotator column"
+        )
+        for who, file in zip(("ada", "bob"), files, strict=True):
+            rows = [("a.jpg", "cat", who), ("b.jpg", "dog", who)]
+            write_csv(file, rows, header="image_path,label,annotator")
+        assert read_votes(files)[0].annotators == ("ada", "bob")
+
+    def test_several_files_of_one_annotator(self, dealt: Path, tmp_path: Path) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        first = write_csv(here / "ada.csv", [("a.jpg", "cat")])
+        export = here / "ada-label-studio.json"
+        export.write_text(json.dumps([choice_task(1, "dog", completed_by=None)]))
+        votes, problems = read_votes([first, export])
+        assert (votes.annotators, votes.items, problems) == (("ada",), ("0001.jpg", "a.jpg"), ())
+        # What a plan knows is an annotator's name wherever it lies.
+        files = fill(dealt, read_plan(dealt / "plan.json"))
+        rows = files[0].read_text().splitlines()
+        (tmp_path / "later").mkdir()
+        later = tmp_path / "later" / files[0].name
+        later.write_text("\n".join([rows[0], *rows[10:]]))
+        files[0].write_text("\n".join(rows[:10]))
+        votes, problems = read_votes([*files, later])
+        assert (votes.annotators, problems) == (("ann", "bob", "cid"), ())
+        assert sorted((votes.table >= 0).sum(axis=1).tolist()) == [1] * 40 + [3] * 20
+
     def test_unknown_classes_and_images_of_a_plan(self, dealt: Path) -> None:
         files = fill(dealt, read_plan(dealt / "plan.json"))
         text = files[0].read_text().splitlines()
@@ -498,6 +533,35 @@ class TestLabelStudio:
         assert votes.classes == ("cat", "dog")
         assert votes.table.tolist() == [[0, 1], [-1, 1]]
 
+    def test_several_exports_in_which_people_are_named(self, tmp_path: Path) -> None:
+        files = []
+        for number, folder in enumerate(("first", "second"), start=1):
+            (tmp_path / folder).mkdir()
+            files.append(tmp_path / folder / "export.json")
+            files[-1].write_text(json.dumps([choice_task(number, "cat", by=7), choice_task(3, "dog", by=8)]))
+        votes, problems = read_votes(files)
+        assert (votes.annotators, problems) == (("7", "8"), ())
+        assert votes.table.tolist() == [[0, -1], [0, -1], [-1, 1]]
+
+    def test_exports_that_name_nobody_are_not_one_annotators(self, tmp_path: Path) -> None:
+        files = []
+        for folder in ("first", "second"):
+            (tmp_path / folder).mkdir()
+            files.append(tmp_path / folder / "export.json")
+            files[-1].write_text(json.dumps([choice_task(1, "cat", completed_by=None)]))
+        with pytest.raises(DatasetError, match="would be the votes of one annotator 'export'; name each"):
+            read_votes(files)
+
+    def test_uploads_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+        tasks = [choice_task(number, label) for number, label in enumerate(("cat", "dog", "cat"), start=1)]
+        for task, name in zip(tasks, ("aaaaaaaa-1.jpg", "bbbbbbbb-1.jpg", "cccccccc-2.jpg"), strict=True):
+            task["data"] = {"image": f"/data/upload/1/{name}"}
+        (tmp_path / "e.json").write_text(json.dumps(tasks))
+        votes, problems = read_votes([tmp_path / "e.json"])
+        assert problems == ()
+        assert votes.items == ("2.jpg", "aaaaaaaa-1.jpg", "bbbbbbbb-1.jpg")
+        assert votes.table.tolist() == [[0], [0], [1]]
+
     def test_cancelled_and_empty_annotations_are_no_votes(self, tmp_path: Path) -> None:
         untouched = {"id": 4, "data": {"image": "a.jpg"}, "annotations": []}
         tasks = [
@@ -567,6 +631,18 @@ class TestLabelStudio:
         assert votes.annotators == ("bob",)
         assert votes.table[votes.items.index(path), 0] >= 0
 
+    def test_uploads_of_one_name_that_a_plan_gave_to_several(self, dealt: Path) -> None:
+        made = read_plan(dealt / "plan.json")
+        tasks = []
+        for number, who in enumerate(("ann", "bob")):
+            task = choice_task(number, label_of(made.tasks[who]["0001.png"]), by={"id": number, "email": who})
+            tasks.append(task | {"data": {"image": f"/data/upload/4/{number:08x}-0001.png"}})
+        (dealt / "export.json").write_text(json.dumps(tasks))
+        votes, problems = read_votes([dealt / "export.json"])
+        assert [problem.what for problem in problems] == ["there is no answer of cid"]
+        for place, who in enumerate(("ann", "bob")):
+            assert votes.table[votes.items.index(made.tasks[who]["0001.png"]), place] >= 0
+
 
 def voc(*labels: str) -> str:
     """A file of LabelImg with one box per label; its file name is another machine's."""
@@ -603,6 +679,14 @@ class TestFolders:
         assert problems == ()
         assert votes.items == ("0.png", "1.png", "2.png")
         assert votes.table.tolist() == [[0, 0], [0, 1], [1, -1]]
+
+    def test_folders_of_one_name_are_not_one_annotators(self, tmp_path: Path) -> None:
+        for name in ("ann", "bob"):
+            (tmp_path / name / "images" / "a").mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / name / "images" / "a" / "0.png")
+        message = "one annotator 'images'; name each after its annotator, or put all that is one's into one"
+        with pytest.raises(DatasetError, match=message):
+            read_votes([tmp_path / "ann" / "images", tmp_path / "bob" / "images"])
 
     def test_yolo_and_untouched_folders_are_refused_with_the_way_out(self, dealt: Path) -> None:
         with pytest.raises(DatasetError, match="neither Pascal VOC files nor images sorted into folders"):

@@ -218,6 +218,17 @@ class TestPredict:
         assert sum(row["label"] is not None for row in rows.values()) == 9
         assert "2 of 11 files could not be read" in outcome.err
 
+    def test_a_list_of_names_that_are_not_a_line_each(
+        self, holotype, probe: TrainResult, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        good = photos / "3.png"
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{good}\n{good}\0{good}\n"))  # as of find -print0
+        outcome = holotype("predict", probe.best, "-", "--json")
+        (first, second) = json.loads(outcome.out)["results"]
+        assert outcome.code == 1
+        assert first["label"] is not None
+        assert second["error"] == {"status": 404, "message": "cannot be read (no file can be called so)"}
+
     def test_globs_stdin_and_top(
         self, holotype, probe: TrainResult, photos: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,30 @@ class TestStatistics:
         together = paired_metric(answers(a), answers(b), metric="accuracy")
         assert together.high - together.low < 0.03  # ± 2.6 points if they were independent
         assert together.value == pytest.approx(b.mean() - a.mean())
+
+    def test_many_classes_are_resampled_in_little_memory_and_as_few_are(self) -> None:
+        rng, images, classes = np.random.default_rng(0), 20_000, 1000
+        labels = rng.integers(0, classes, images)
+        sides = []
+        for _ in range(2):
+            said = np.where(rng.random(images) < 0.75, labels, rng.integers(0, classes, images))
+            chances = np.zeros((images, classes), dtype=np.uint8)
+            chances[np.arange(images), said] = 1
+            paths = tuple(map(str, range(images)))
+            sides.append(Predictions(tuple(map(str, range(classes))), paths, labels, chances))
+        tracemalloc.start()
+        try:
+            found = paired_metric(*sides, metric="accuracy")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 250e6  # all resamples of all cells at once take twice as much
+        cells = np.stack([labels, sides[0].predicted, sides[1].predicted])
+        cells, counts = np.unique(cells, axis=1, return_counts=True)
+        gained = (cells[2] == cells[0]).astype(float) - (cells[1] == cells[0])
+        draws = np.random.default_rng(0).multinomial(images, counts / images, size=2000)
+        low, high = np.quantile(draws @ gained / images, [0.025, 0.975])
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
 
     def test_smaller_differences_need_more_images(self) -> None:
         few, many = (images_needed(value, 0.1, margin=0.0) for value in (0.05, 0.01))

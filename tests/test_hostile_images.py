@@ -25,7 +25,7 @@ from holotype.errors import (
     ImageTooLargeError,
     UnsupportedImageError,
 )
-from holotype.predictor import load
+from holotype.predictor import Failure, load
 from holotype.preprocess import Box, Limits, Preprocess, read_pixels
 
 SPEC = Preprocess(height=32, width=32)
@@ -392,6 +392,17 @@ def test_a_predictor_answers_each_image_or_says_why_not(tiny_bundle, tmp_path):
     statuses = [answer.error.status if answer.error else None for answer in answers]
     assert statuses == [*(status for _, status in files.values()), 404]
     assert (answers[0].label, answers[5].label) == ("red", "blue")
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_its_row(tiny_bundle, tmp_path):
+    good = tmp_path / "good.png"
+    good.write_bytes(encode(Image.new("RGB", (40, 30), (255, 0, 0)), "PNG"))
+    names = [str(good), f"{good}\0{good}", f"{tmp_path}/\ud800.png", str(good)]
+    answers = list(load(tiny_bundle).predict_many(names))
+    refused = Failure(404, "cannot be read (no file can be called so)")
+    assert [answer.label for answer in answers] == ["red", None, None, "red"]
+    assert [answer.path for answer in answers] == names
+    assert [answer.error for answer in answers] == [None, refused, refused, None]
 
 
 def test_a_region_never_lets_a_hostile_image_pass():

@@ -116,6 +116,24 @@ def test_conformal_sets_hold_the_label_as_often_as_they_say():
     assert held == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.parametrize("levels", [4, 256, 2**40])
+def test_conformal_sets_hold_the_images_they_were_fitted_on(levels):
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 3, 19)
+        rounded = np.round(rng.normal(size=(19, 3)) * levels / 8) * 8 / levels
+        chances = probabilities(rounded, policy=Policy())
+        limit = conformal_threshold(chances, labels, coverage=0.9)
+        own = chances[np.arange(19), labels]
+        assert (own >= limit).sum() >= 18  # ceil((19 + 1) 0.9)
+        assert (own > limit).sum() < 18  # and no larger threshold does
+        judged = judge_probabilities(
+            chances, policy=Policy(abstain="conformal", open_above=limit), classes=("a", "b", "c")
+        )
+        held = [label in (one.left_open or ()) for label, one in zip(labels.tolist(), judged, strict=True)]
+        assert sum(held) >= 18
+
+
 def test_few_images_leave_every_class_open():
     chances = np.array([[0.9, 0.1], [0.8, 0.2]])
     assert conformal_threshold(chances, np.array([0, 0]), coverage=0.95) == 0.0
@@ -132,6 +150,25 @@ def test_thresholds_give_the_precision_that_is_asked_for():
     assert 0.2 < sure.mean() < 0.9
     assert (chances.argmax(axis=1) == labels)[sure].mean() == pytest.approx(0.9, abs=0.02)
     assert {one.doubts for one in judged} == {(), ("improbable",)}
+
+
+@pytest.mark.parametrize("precision", [0.8, 0.85, 0.9, 0.95])
+def test_equal_probabilities_are_sure_together_only_where_all_of_them_may_be(precision):
+    rng = np.random.default_rng(0)
+    best = rng.choice([0.6, 0.7, 0.8, 0.9], 200)
+    chances, labels = np.stack([best, 1 - best], axis=1), (rng.random(200) > best).astype(np.int64)
+    limits = score_thresholds(chances, labels, classes=("a", "b"), precision=precision)
+    policy = Policy(abstain="score", thresholds=dict(limits))
+    sure = np.array([one.sure for one in judge_probabilities(chances, policy=policy, classes=("a", "b"))])
+    reached = [level for level in (0.6, 0.7, 0.8, 0.9) if (labels[best >= level] == 0).mean() >= precision]
+    assert sure.tolist() == (best >= min(reached, default=2)).tolist()
+
+
+def test_no_answer_is_sure_where_certain_ones_are_too_often_wrong():
+    chances, labels = np.tile([1.0, 0.0], (20, 1)), np.array([0] * 8 + [1] * 12)
+    limits = score_thresholds(chances, labels, classes=("a", "b"), precision=0.95)
+    policy = Policy(abstain="score", thresholds=dict(limits))
+    assert not any(one.sure for one in judge_probabilities(chances, policy=policy, classes=("a", "b")))
 
 
 def test_an_unfamiliar_image_is_not_sure_whatever_its_probability():

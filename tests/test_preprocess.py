@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 import awkward
@@ -638,6 +639,22 @@ def test_facts_tell_the_upright_size(kind, options, orientation):
     data = with_orientation(picture(40, 24), kind, orientation, **options)
     width, height = (24, 40) if orientation >= 5 else (40, 24)
     assert facts(data) == Facts("JPEG" if kind == "MPO" else kind, "RGB", width, height)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind them"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
+@pytest.mark.parametrize("add", [PngInfo.add_itxt, PngInfo.add_text], ids=["iTXt", "text"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_facts_turn_a_png_with_xmp_as_its_pixels_are_turned(orientation, add, packed, behind):
+    stored, notes = picture(40, 24), PngInfo()
+    xmp = f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>'
+    add(notes, "XML:com.adobe.xmp", xmp, zip=packed)
+    plain, chunk = encode(stored, "PNG"), awkward.png_chunk(*notes.chunks[0][:2])
+    place = -12 if behind else 33  # before the end, or after the header
+    data = plain[:place] + chunk + plain[place:]
+    pixels = read_full(data)
+    assert np.array_equal(pixels, turned_upright(stored, orientation))
+    assert facts(data) == Facts("PNG", "RGB", pixels.shape[1], pixels.shape[0])
 
 
 @pytest.mark.parametrize(

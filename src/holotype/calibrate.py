@@ -11,7 +11,7 @@ import numpy.typing as npt
 from holotype.baseline import Baseline, distances, make_baseline
 from holotype.bundle import Bundle
 from holotype.config import PolicyConfig
-from holotype.dataset import Dataset
+from holotype.dataset import Dataset, check_splits
 from holotype.policy import (
     Policy,
     conformal_threshold,
@@ -55,8 +55,9 @@ def fit_policy(
     """Run validation and some training images of `dataset` through `runtime`, and fit both.
 
     `classes` are the bundle's, in the order of its logits; the dataset's are among them. `without` are rows
-    whose files have broken since the dataset was read.
+    whose files have broken since the dataset was read. `DatasetError` where there is nothing to fit on.
     """
+    check_splits(dataset, "train", "validation")
     places = np.array([classes.index(name) for name in dataset.classes], dtype=np.int64)
     train = _some(np.setdiff1d(dataset.rows("train"), list(without)))
     rows = np.setdiff1d(dataset.rows("validation"), list(without))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
 _RESAMPLES = 2000
+_DRAWN = 4_000_000  # counts that are in memory at a time
 _ONE_SIDED = 0.975  # of each end of an interval of 95 %
 _BINS = 15
 
@@ -199,20 +200,23 @@ def _margins(matrices: npt.NDArray[np.int64]) -> _Margins:
 def _resample(matrix: Counts, *, rng: np.random.Generator) -> _Margins:
     """Margins of 2,000 bootstrap resamples of `int64[C, C]`; never 2,000 whole matrices in memory."""
     true, predicted = np.nonzero(matrix)
-    cells = matrix[true, predicted]
-    total = int(cells.sum())
-    block = max(4_000_000 // len(cells), 1)
-    parts = []
-    for start in range(0, _RESAMPLES, block):
-        draws = rng.multinomial(total, cells / total, size=min(block, _RESAMPLES - start))
-        parts.append(
-            (
-                _sum_by_class(draws * (true == predicted), true, classes=len(matrix)),
-                _sum_by_class(draws, true, classes=len(matrix)),
-                _sum_by_class(draws, predicted, classes=len(matrix)),
-            )
+    parts = [
+        (
+            _sum_by_class(draws * (true == predicted), true, classes=len(matrix)),
+            _sum_by_class(draws, true, classes=len(matrix)),
+            _sum_by_class(draws, predicted, classes=len(matrix)),
         )
+        for draws in _draws(matrix[true, predicted], rng=rng)
+    ]
     return _Margins(*(np.concatenate(margin) for margin in zip(*parts, strict=True)))
+
+
+def _draws(counts: Counts, *, rng: np.random.Generator) -> Iterator[Counts]:
+    """2,000 multinomial resamples of `int64[K]`, some at a time: `int64[B, K]`."""
+    total, block = int(counts.sum()), max(_DRAWN // len(counts), 1)
+    for start in range(0, _RESAMPLES, block):
+        drawn = rng.multinomial(total, counts / total, size=min(block, _RESAMPLES - start))
+        yield np.asarray(drawn, dtype=np.int64)
 
 
 def _sum_by_class(draws: Counts, owner: Counts, *, classes: int) -> Counts:
@@ -352,9 +356,9 @@ def paired_metric(
             scores.append(function(_Margins(right, labelled, predicted)))
         return scores[1] - scores[0]
 
-    total = int(counts.sum())
-    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=_RESAMPLES)
-    return _interval(float(value(counts[None].astype(np.int64))[0]), value(draws.astype(np.int64)))
+    counts = counts.astype(np.int64)
+    drawn = [value(draws) for draws in _draws(counts, rng=np.random.default_rng(seed))]
+    return _interval(float(value(counts[None])[0]), np.concatenate(drawn))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

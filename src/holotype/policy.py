@@ -39,6 +39,7 @@ Doubt = Literal["improbable", "several", "none", "unfamiliar"]
 conformal prediction; or the image is unlike any that was learned from."""
 
 _FEWEST = 5  # predictions that a threshold of a class is fitted on; with fewer it is that of all classes
+_NEVER = 2.0  # a threshold that no probability reaches; a softmax of far logits does reach 1
 
 
 class Policy(BaseModel):
@@ -162,9 +163,10 @@ def conformal_threshold(chances: Floats, labels: Labels, *, coverage: float) -> 
     Split conformal prediction with the score 1 - p_label (Sadinle et al. 2019): the ceil((N + 1) coverage)-th
     smallest of N scores; 0, all classes, where N is too small for it.
     """
-    scores = np.sort(1 - chances[np.arange(len(labels)), labels])
-    place = int(np.ceil((len(scores) + 1) * coverage))
-    return float(1 - scores[place - 1]) if place <= len(scores) else 0.0
+    # Never by way of 1 - p: 1 - (1 - p) may be above p, and would close the very class it was taken from.
+    falling = -np.sort(-chances[np.arange(len(labels)), labels])
+    place = int(np.ceil((len(falling) + 1) * coverage))
+    return float(falling[place - 1]) if place <= len(falling) else 0.0
 
 
 def score_thresholds(
@@ -172,8 +174,8 @@ def score_thresholds(
 ) -> Mapping[str, float]:
     """For each class the least probability from which on `precision` of its namings are right.
 
-    1 where no probability will do. A class that is named fewer than five times has the threshold of all
-    classes together.
+    2, which none reaches, where no probability will do. A class that is named fewer than five times has the
+    threshold of all classes together.
     """
     named = chances.argmax(axis=1)
     best, right = chances.max(axis=1), named == labels
@@ -188,6 +190,9 @@ def score_thresholds(
 
 def _threshold(best: Floats, right: npt.NDArray[np.bool_], *, precision: float) -> float:
     order = np.argsort(-best, kind="stable")
+    falling = best[order]
     share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    inside = np.flatnonzero(share >= precision)
-    return float(best[order[inside[-1]]]) if len(inside) else 1.0
+    # Equal probabilities, usual with INT8's 256 levels, are sure together or not at all.
+    whole = np.append(falling[1:] != falling[:-1], True)
+    inside = np.flatnonzero(whole & (share >= precision))
+    return float(falling[inside[-1]]) if len(inside) else _NEVER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,8 +137,8 @@ class Predictor:
         return probabilities(self.runtime.run(images).logits, policy=self.bundle.manifest.policy)
 
     def read(self, source: Source) -> Pixels:
-        """What the model sees of an image: `uint8[H, W, 3]`."""
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        """What the model sees of an image: `uint8[H, W, 3]`; an `ImageError` or OSError where it is none."""
+        data = source if isinstance(source, bytes) else _bytes_of(source)
         return read_pixels(data, spec=self.bundle.manifest.preprocess, limits=self.limits)
 
     def _attempt(self, source: Source) -> Pixels | Failure:
@@ -170,6 +171,13 @@ class Predictor:
             left_open=None if left is None else tuple(self.classes[i] for i in left),
             distance=judged.distance,
         )
+
+
+def _bytes_of(file: str | Path) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except ValueError as error:  # NUL, or what UTF-8 cannot hold: Python asks no file system for it
+        raise OSError(errno.EINVAL, "no file can be called so") from error
 
 
 def load(

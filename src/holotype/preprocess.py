@@ -65,7 +65,14 @@ _FILTERS = {
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 0x0102, 0x0106, 0x0112
 _WHITE_IS_ZERO = 0
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+# What in a PNG can say that it is turned: EXIF, or XMP as text, or XMP that is compressed.
+_PNG_TURNS = (
+    b"eXIf",
+    b"Raw profile type exif",
+    b"tiff:Orientation",
+    b"XML:com.adobe.xmp\0\1",
+    b"zTXtXML:com.adobe.xmp",
+)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -166,8 +173,8 @@ def facts(data: bytes, *, limits: Limits | None = None) -> Facts:
     try:
         image = _identify(data, limits=limits)
         width, height = image.size
-        # Pillow decodes a whole PNG to look for EXIF behind the pixels; nearly none has any.
-        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF)
+        # Pillow decodes a whole PNG to look for EXIF and XMP behind the pixels; nearly none has any.
+        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_TURNS)
         if not plain and width * height <= limits.max_pixels and _orientation(image) >= 5:
             width, height = height, width
         return Facts(image.format or "", image.mode, width, height)

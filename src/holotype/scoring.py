@@ -32,15 +32,17 @@ __all__ = ["choose_split", "evaluate_split", "score"]
 
 
 def choose_split(dataset: Dataset, *, wanted: str = "auto") -> Split:
-    """The split to evaluate: "auto" is test where there is one, else validation."""
-    for split in dataset.splits:
-        if split == wanted:
+    """The split to evaluate: "auto" is test where there is one, else validation; `DatasetError` without."""
+    judged: tuple[Split, ...] = ("test", "validation")
+    for split in judged if wanted == "auto" else dataset.splits:
+        if split in dataset.splits and wanted in ("auto", split):
             return split
+    there = ", ".join(dataset.splits)
     if wanted != "auto":
-        raise DatasetError(
-            f"has no {wanted} split", where=dataset.source, fix=f"it has {', '.join(dataset.splits)}"
-        )
-    return "test" if "test" in dataset.splits else "validation"
+        raise DatasetError(f"has no {wanted} split", where=dataset.source, fix=f"it has {there}")
+    raise DatasetError(
+        "has neither a test nor a validation split", where=dataset.source, fix=f"name what it has: {there}"
+    )
 
 
 def score(predictor: Predictor, dataset: Dataset, *, split: Split) -> Predictions:

@@ -76,31 +76,35 @@ def read_votes(
     """Read annotators' files; whatever cannot be used is a `Problem` and does not hide the rest.
 
     - CSV: `image_path,label[,annotator]`; without that column the file is one annotator's, by its name.
-    - Label Studio's JSON export: the choice of each annotation that was not cancelled, by `completed_by`;
-      predictions are not votes.
+    - Label Studio's JSON export: the choice of each annotation that was not cancelled, by `completed_by`, or
+      else by the file's name; predictions are not votes.
     - A folder of one annotator, named so: Pascal VOC XML beside the images (all boxes of one class), or
       images sorted into folders by class.
 
     `plan` (by default the `plan.json` beside the files) translates the names it gave out, which come before
     the dataset's own, and knows the annotators and classes. A label that is empty is no vote. Two different
     answers of one annotator to one image are a problem, and neither counts. `DatasetError`: a file that
-    cannot be read at all, or no vote in any.
+    cannot be read at all, no vote in any, or files of one name in different folders, where nothing else says
+    whose they are.
     """
     paths = [Path(file) for file in files]
     found = Path(plan) if plan is not None else find_plan(paths)
     dealt = None if found is None else read_plan(found)
     known = frozenset() if dealt is None else frozenset(item.path for item in dealt.items)
     ballot = _Ballot(plan=dealt, known=known)
-    rows, broken = [], []
+    sources: list[tuple[Path, list[_Row]]] = []
+    broken = []
     for file in paths:
         try:
-            rows += _read(file, ballot.problems)
+            sources.append((file, _read(file, ballot.problems, planned=dealt is not None)))
         except DatasetError as error:
             broken.append(error)
     if len(broken) > 1:
         raise DatasetError(f"{len(broken)} files cannot be read: {'; '.join(map(str, broken))}")
     if broken:
         raise broken[0]
+    _check_names(sources, plan=dealt)
+    rows = [row for _, rows in sources for row in rows]
     for row in rows:
         _cast(row, ballot)
     if dealt is not None:
@@ -120,7 +124,28 @@ def find_plan(files: Sequence[Path]) -> Path | None:
     return next((beside for file in files if (beside := file.absolute().parent / PLAN).is_file()), None)
 
 
-def _read(file: Path, problems: list[Problem]) -> list[_Row]:
+def _check_names(sources: Sequence[tuple[Path, Sequence[_Row]]], *, plan: Plan | None) -> None:
+    """`DatasetError` where the name alone makes one annotator of sources in different folders.
+
+    `ada/labels.csv` and `bob/labels.csv` are of two people. In one folder, `ada.csv` and `ada.json` are named
+    after one.
+    """
+    first: dict[str, Path] = {}
+    for file, rows in sources:
+        nameless = {row.source for row in rows if not row.people and _who(row, plan=plan) == row.source}
+        for name in nameless - (plan.tasks.keys() if plan is not None else set()) - {""}:
+            other = first.setdefault(name, file)
+            if other.resolve().parent != file.resolve().parent:
+                same = ", or put all that is one's into one" if file.is_dir() else ""
+                column = ", or add an annotator column" if file.suffix.lower() == ".csv" else ""
+                raise DatasetError(
+                    f"both it and {other} would be the votes of one annotator {name!r}",
+                    where=file,
+                    fix=f"name each after its annotator{same or column}",
+                )
+
+
+def _read(file: Path, problems: list[Problem], *, planned: bool) -> list[_Row]:
     if file.is_dir():
         return list(_read_folder(file, problems))
     if not file.exists():
@@ -129,7 +154,7 @@ def _read(file: Path, problems: list[Problem]) -> list[_Row]:
         if file.suffix.lower() == ".csv":
             return list(_read_csv(file, problems))
         if file.suffix.lower() == ".json":
-            return list(_read_label_studio(file, problems))
+            return list(_read_label_studio(file, problems, planned=planned))
     except OSError as error:
         raise DatasetError(f"cannot be read ({error.strerror})", where=file) from error
     except UnicodeDecodeError as error:
@@ -182,25 +207,12 @@ def _check_header(file: Path, names: Sequence[str]) -> None:
             )
 
 
-def _read_label_studio(file: Path, problems: list[Problem]) -> Iterator[_Row]:
-    try:
-        tasks = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"line {error.lineno}: is not JSON ({error.msg})", where=file) from error
-    except RecursionError as error:
-        raise DatasetError("is nested too deeply", where=file) from error
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise DatasetError(
-            "is not a list of tasks", where=file, fix="export from Label Studio as JSON, not JSON-MIN"
-        )
-    if tasks and not any("annotations" in task or "data" in task for task in tasks):
-        raise DatasetError(
-            "its tasks have no annotations", where=file, fix="export from Label Studio as JSON, not JSON-MIN"
-        )
+def _read_label_studio(file: Path, problems: list[Problem], *, planned: bool) -> Iterator[_Row]:
+    tasks = _tasks(file)
     source = file.stem.removesuffix("-label-studio")
-    for number, task in enumerate(tasks, start=1):
+    paths = _task_paths(tasks, planned=planned)
+    for number, (task, path) in enumerate(zip(tasks, paths, strict=True), start=1):
         where = f"{file}:task {task.get('id', number)}"
-        path = _task_path(task.get("data"))
         annotations = task.get("annotations", [])
         if path is None:
             problems.append(Problem(where, "has no image", "each task needs data.image"))
@@ -215,6 +227,25 @@ def _read_label_studio(file: Path, problems: list[Problem]) -> Iterator[_Row]:
                     problems.append(answer)
                 else:
                     yield answer
+
+
+def _tasks(file: Path) -> list[dict[str, Any]]:
+    """The tasks of a Label Studio export; `DatasetError` where it is something else."""
+    try:
+        tasks = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"line {error.lineno}: is not JSON ({error.msg})", where=file) from error
+    except RecursionError as error:
+        raise DatasetError("is nested too deeply", where=file) from error
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise DatasetError(
+            "is not a list of tasks", where=file, fix="export from Label Studio as JSON, not JSON-MIN"
+        )
+    if tasks and not any("annotations" in task or "data" in task for task in tasks):
+        raise DatasetError(
+            "its tasks have no annotations", where=file, fix="export from Label Studio as JSON, not JSON-MIN"
+        )
+    return tasks
 
 
 def _label_studio_row(annotation: Mapping[str, Any], *, where: str, path: str, source: str) -> _Row | Problem:
@@ -249,8 +280,25 @@ def _people(value: object) -> tuple[str, ...]:
     return () if value is None else (str(value),)
 
 
-def _task_path(data: object) -> str | None:
-    """The image of a task: a local file, an upload or a URL."""
+def _task_paths(tasks: Sequence[Mapping[str, Any]], *, planned: bool) -> list[str | None]:
+    """The image of each task; None where it has none.
+
+    Uploads go without the prefix that they were given, but for those of one name, which nothing else tells
+    apart. Names that a plan gave out may be those of several annotators: it translates them for each.
+    """
+    found = [_task_path(task.get("data")) for task in tasks]
+    uploads: dict[str, set[str]] = {}
+    for image in found:
+        if image is not None:
+            uploads.setdefault(image[1], set()).add(image[0])
+    return [
+        None if image is None else image[1] if planned or len(uploads[image[1]]) == 1 else image[0]
+        for image in found
+    ]
+
+
+def _task_path(data: object) -> tuple[str, str] | None:
+    """The image of a task, a local file, an upload or a URL, and as it was called before it was uploaded."""
     if not isinstance(data, dict):
         return None
     texts = [value for value in data.values() if isinstance(value, str)]
@@ -258,10 +306,13 @@ def _task_path(data: object) -> str | None:
     if not isinstance(address, str) or not address.strip():
         return None
     if "/data/local-files/" in address:
-        return next(iter(parse_qs(urlsplit(address).query).get("d", ())), None)
+        path = next(iter(parse_qs(urlsplit(address).query).get("d", ())), None)
+        return None if path is None else (path, path)
     if "/data/upload/" in address:
-        return _UPLOAD.sub("", unquote(address.rpartition("/")[2]))
-    return unquote(urlsplit(address).path).lstrip("/") if "://" in address else address
+        name = unquote(address.rpartition("/")[2])
+        return name, _UPLOAD.sub("", name)
+    path = unquote(urlsplit(address).path).lstrip("/") if "://" in address else address
+    return path, path
 
 
 def _read_folder(folder: Path, problems: list[Problem]) -> Iterator[_Row]:

@@ -11,7 +11,16 @@ from holotype.bundle import home_of, write_text
 from holotype.compare.contract import ClassDifference, Comparison, Flip, Side, Verdict
 from holotype.compare.page import write_page
 from holotype.config import CompareConfig
-from holotype.dataset import Split, as_trained, dataset_name, open_dataset, recorded_source, thumbnailer
+from holotype.dataset import (
+    Dataset,
+    Split,
+    as_trained,
+    dataset_name,
+    open_dataset,
+    recorded_source,
+    tell_splits,
+    thumbnailer,
+)
 from holotype.errors import BundleError, DatasetError
 from holotype.machine import machine_name
 from holotype.metrics import (
@@ -53,12 +62,7 @@ def compare(
     sides = load(a), load(b)
     _check_classes(*sides)
     source = Path(data) if data is not None else recorded_source(sides[0].bundle)
-    settings = as_trained(sides[0].bundle, source, config=config.data)
-    others = as_trained(sides[1].bundle, source, config=config.data)
-    if (others.validation, others.test) != (settings.validation, settings.test):
-        note("B was trained with other splits: what A never saw may be what B learned from")
-    datasets = [open_dataset(source, spec=side.bundle.manifest.preprocess, config=settings) for side in sides]
-    split = choose_split(datasets[0], wanted=config.split)
+    datasets, split = _datasets(sides, source, config)
     predictions = [score(side, dataset, split=split) for side, dataset in zip(sides, datasets, strict=True)]
     first, second = _aligned(*predictions, classes=sides[0].classes)
     timings = _race(sides) if config.measure else None
@@ -78,6 +82,30 @@ def compare(
     write_text(folder / "compare.json", comparison.model_dump_json(indent=1))
     write_page(folder / "compare.html", comparison, thumbnail=thumbnailer(datasets[0]))
     return comparison
+
+
+def _datasets(
+    sides: tuple[Predictor, Predictor], source: Path, config: CompareConfig
+) -> tuple[list[Dataset], Split]:
+    """The images as each side sees them, split as A was trained, and the split that decides."""
+    own, other = (as_trained(side.bundle, source, config=config.data) for side in sides)
+    tell_splits(sides[0].bundle, source, own)
+    specs = [side.bundle.manifest.preprocess for side in sides]
+    datasets = [open_dataset(source, spec=spec, config=own) for spec in specs]
+    split = choose_split(datasets[0], wanted=config.split)
+    known = {} if other.split_revision is None else {"split_revision": other.split_revision}
+    theirs = own.model_copy(update={"validation": other.validation, "test": other.test, **known})
+    if theirs != own and split != "train":
+        judged, dataset = datasets[1], open_dataset(source, spec=specs[1], config=theirs)
+        learned = set(dataset.paths(dataset.rows("train")))
+        seen = len(learned & set(judged.paths(judged.rows(split))))
+        if seen:
+            images = len(judged.rows(split))
+            note(
+                f"B was trained with other splits: by those, {seen} of the {images} {split} images are for"
+                " training"
+            )
+    return datasets, split
 
 
 def judge(

@@ -15,7 +15,14 @@ from holotype.compress.page import write_page
 from holotype.compress.search import Found, check_methods, walk
 from holotype.compress.workshop import Measured, Workshop
 from holotype.config import CompressConfig
-from holotype.dataset import as_trained, open_dataset, recorded_source, thumbnailer
+from holotype.dataset import (
+    as_trained,
+    check_splits,
+    open_dataset,
+    recorded_source,
+    tell_splits,
+    thumbnailer,
+)
 from holotype.errors import BundleError
 from holotype.machine import available_cores, machine_name
 from holotype.metrics import evaluate_predictions
@@ -52,9 +59,10 @@ def compress(
     check_folder(path)  # before images are read
     images = Path(data) if data is not None else recorded_source(source)
     config = _as_trained(config, source, images)
-    panel = open_panel(
-        open_dataset(images, spec=source.manifest.preprocess, config=config.data), source.manifest.classes
-    )
+    tell_splits(source, images, config.data)
+    dataset = open_dataset(images, spec=source.manifest.preprocess, config=config.data)
+    check_splits(dataset, "train", "validation")
+    panel = open_panel(dataset, source.manifest.classes)
     folder = open_folder(path, source, panel.dataset, config)
     shop = _open_shop(source, panel, config=config, folder=folder, device=device)
     found = folder.read()

@@ -41,9 +41,9 @@ def settings_for(source: Bundle, *, data: DatasetConfig, epochs: int, seed: int)
         "monitor": {"trackers": []},
     }
     before = {name: value for name, value in source.manifest.settings.items() if name != "data"}
-    # Labels as they are decided now, and the layout of the images that are used now, whatever they were then.
+    # Labels as they are decided now, layout and splits of the images that are used now: not those of then.
     told = source.manifest.settings.get("data", {})
-    read = {key: value for key, value in told.items() if key not in {"revision", *LAYOUT}}
+    read = {key: value for key, value in told.items() if key not in {"revision", "split_revision", *LAYOUT}}
     if source.manifest.settings.get("fit", {}).get("precision") in ("bf16", "fp16"):
         fit["precision"] = "auto"  # what was fastest for other shapes can be the slowest for these
     return resolve_config(TrainConfig, recipe={**before, "data": read}, overrides=own)

@@ -50,6 +50,9 @@ class DatasetConfig(SourceConfig):
         0.15, gt=0, lt=0.9, description="share for validation where the data has no such split"
     )
     test: float = Field(0.15, ge=0, lt=0.9, description="share for test where the data has no splits at all")
+    split_revision: int | None = Field(
+        None, ge=0, description="revision whose splits are used; null: those of data.revision, as its labels"
+    )
     max_unreadable: float = Field(
         0.01, ge=0, le=1, description="share of unreadable files and bad records above which we stop"
     )

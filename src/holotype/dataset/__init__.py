@@ -4,6 +4,7 @@ from holotype.dataset.index import (
     Dataset,
     Instead,
     Unreadable,
+    check_splits,
     index_dataset,
     margin_shape,
     open_dataset,
@@ -11,7 +12,7 @@ from holotype.dataset.index import (
 from holotype.dataset.listing import SPLITS, Listing, Problem, Record, Split
 from holotype.dataset.store import Shape, cache_folder, dataset_name
 from holotype.dataset.thumbnails import thumbnailer, thumbnailer_below
-from holotype.dataset.trained import LAYOUT, as_trained, open_for, recorded_source
+from holotype.dataset.trained import LAYOUT, as_trained, open_for, recorded_source, tell_splits
 
 __all__ = [
     "LAYOUT",
@@ -26,12 +27,14 @@ __all__ = [
     "Unreadable",
     "as_trained",
     "cache_folder",
+    "check_splits",
     "dataset_name",
     "index_dataset",
     "margin_shape",
     "open_dataset",
     "open_for",
     "recorded_source",
+    "tell_splits",
     "thumbnailer",
     "thumbnailer_below",
 ]

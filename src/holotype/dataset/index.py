@@ -17,8 +17,8 @@ import polars as pl
 from holotype.config import DatasetConfig
 from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
-from holotype.dataset.listing import SPLITS, Problem, Split, file_and_region, problems_error
-from holotype.dataset.revisions import revise
+from holotype.dataset.listing import SPLITS, Listing, Problem, Split, file_and_region, problems_error
+from holotype.dataset.revisions import Revision, apply_revisions, latest_revision, read_revisions, revise
 from holotype.dataset.scan import decode_files, decode_now
 from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
@@ -32,6 +32,7 @@ __all__ = [
     "Dataset",
     "Instead",
     "Unreadable",
+    "check_splits",
     "index_dataset",
     "margin_shape",
     "open_dataset",
@@ -60,8 +61,8 @@ class Dataset:
     `table` has a row for each: path (with `#xywh=` where it is a part of an image), label, split, group,
     annotator, sha256, pixels_sha256, bytes, format, mode, width, height. `root_hash` covers path, content,
     label and split of all of them. `deviation` says, per class, how far an automatic split is from the wanted
-    shares; None where the data came with splits. `revision` is the number of the labels' and splits' last
-    change that was applied, 0 where they are as the data says.
+    shares; None where the data came with splits. `revision` is the number of the labels' last change that was
+    applied, and of the splits' where `split_revision` names no other; 0 where they are as the data says.
     """
 
     source: Path
@@ -266,7 +267,7 @@ def index_dataset(
     source = Path(source)
     folder = cache_folder(source)
     listed = read_source(source, config=config)
-    listing, revision = revise(listed, folder, config.revision)
+    listing, revision = _revise(listed, folder, config)
     limits = Limits(max_pixels=config.max_pixels)
     wanted = (Shape(spec.height, spec.width), *shapes)
     with locked(folder):  # of two processes that read it anew at once, the second finds what the first read
@@ -296,6 +297,46 @@ def index_dataset(
         limits=limits,
         stores=stores,
     )
+
+
+def _revise(listing: Listing, folder: Path, config: DatasetConfig) -> tuple[Listing, int]:
+    """The listing with the labels of `config.revision`, its number, and the splits that `config` wants."""
+    revised, number = revise(listing, folder, config.revision)
+    wanted = number if config.split_revision is None else config.split_revision
+    if wanted == number:
+        return revised, number
+    latest = latest_revision(folder)
+    if wanted > latest:
+        raise DatasetError(
+            f"there is no revision {wanted} of its splits",
+            where=listing.root,
+            fix=f"choose one of 0 (as the data says) to {latest}: --set data.split_revision=0",
+        )
+    steps = read_revisions(folder, max(number, wanted))
+    parts = (_part(one, labels=one.number <= number, splits=one.number <= wanted) for one in steps)
+    return apply_revisions(listing, parts), number
+
+
+def _part(revision: Revision, *, labels: bool, splits: bool) -> Revision:
+    """What a revision says of the labels alone, of the splits alone, of both or of nothing."""
+    untold: dict[str, bool | None] = {} if splits else {"split": None}
+    if not labels:
+        untold |= {"label": None, "drop": False, "restore": False}
+    changes = tuple(change.model_copy(update=untold) for change in revision.changes)
+    return revision.model_copy(update={"changes": changes})
+
+
+def check_splits(dataset: Dataset, *needed: Split) -> None:
+    """`DatasetError` where one of the splits that are `needed` has no image."""
+    lacking = [split for split in needed if split not in dataset.splits]
+    if not lacking:
+        return
+    there = " and ".join(f"{len(dataset.rows(split)):,} in {split}" for split in dataset.splits)
+    if dataset.deviation is None and "train" in lacking:
+        fix = "name images of every class as train: in a train/ folder, or in the split column"
+    else:
+        fix = "add images, change data.validation, or place them yourself in train/ and validation/ folders"
+    raise DatasetError(f"has no image in {' and '.join(lacking)}: {there}", where=dataset.source, fix=fix)
 
 
 def _check_readable(dataset: Dataset, *, allowed: float) -> None:

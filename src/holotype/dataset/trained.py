@@ -1,24 +1,31 @@
 """The data of a bundle, read again as it was read when the bundle was trained.
 
-Splits go by a hash of each image and two shares. Read with other shares, validation and test would hold
-images that the bundle was trained on, and whatever is measured there would look better than it is.
+Splits go by a hash of each image and two shares, and by revisions, which may move images. Read with other
+shares, or as a later revision has them, validation and test would hold images that the bundle was trained on,
+and whatever is measured there would look better than it is. Labels are always the newest: they say more about
+what is right, and nothing about what was learned.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from holotype.bundle import Bundle
 from holotype.config import DatasetConfig
 from holotype.dataset.index import Dataset, open_dataset
+from holotype.dataset.revisions import latest_revision, read_revisions
+from holotype.dataset.store import cache_folder
 from holotype.errors import DatasetError
+from holotype.progress import note
 
-__all__ = ["LAYOUT", "as_trained", "open_for", "recorded_source"]
+__all__ = ["LAYOUT", "as_trained", "open_for", "recorded_source", "tell_splits"]
 
 LAYOUT = {"format", "boxes", "margin", "background", "images"}
 """Settings of the data that are about how one dataset lies on the disk, and say nothing of another."""
 
 _SHARES = {"validation", "test"}
+_REVISIONS = {"revision", "split_revision"}
 
 
 def open_for(bundle: Bundle, data: Path | str | None, *, config: DatasetConfig) -> Dataset:
@@ -27,21 +34,69 @@ def open_for(bundle: Bundle, data: Path | str | None, *, config: DatasetConfig) 
     What `config` says by name is done as it says. Errors as of `open_dataset` and `recorded_source`.
     """
     source = Path(data) if data is not None else recorded_source(bundle)
-    return open_dataset(
-        source, spec=bundle.manifest.preprocess, config=as_trained(bundle, source, config=config)
-    )
+    settings = as_trained(bundle, source, config=config)
+    tell_splits(bundle, source, settings)
+    return open_dataset(source, spec=bundle.manifest.preprocess, config=settings)
 
 
 def as_trained(bundle: Bundle, source: Path, *, config: DatasetConfig) -> DatasetConfig:
     """`config`, where it is silent with the shares of validation and test that the bundle was trained with.
 
-    Where `source` is the very dataset, also with the layout that it was read in: its format and boxes.
+    Where `source` is the very dataset, also with the layout that it was read in, its format and boxes, and
+    with the splits of the revision of then. Bundles of equal splits get equal settings.
     """
-    told, recorded = bundle.manifest.settings.get("data", {}), bundle.manifest.lineage.dataset
-    same = recorded is not None and source.resolve() == Path(recorded)
+    told, same = _told(bundle), _is_own(bundle, source)
     names = (_SHARES | LAYOUT if same else _SHARES) & told.keys() - config.model_fields_set
-    said = config.model_dump(exclude_unset=True)
-    return DatasetConfig.model_validate(said | {name: told[name] for name in names})
+    said = config.model_dump(exclude_unset=True) | {name: told[name] for name in names}
+    known = _revision(bundle) if same and not _REVISIONS & config.model_fields_set else None
+    if known is not None and known <= latest_revision(cache_folder(source)):
+        said["split_revision"] = max((one for one in _moving(source) if one <= known), default=0)
+    return DatasetConfig.model_validate(said)
+
+
+def tell_splits(bundle: Bundle, source: Path, settings: DatasetConfig) -> None:
+    """A note where images of `source` were moved between its splits since the bundle was trained on it.
+
+    `settings` are those of `as_trained`: whether its own splits are used, or cannot be had.
+    """
+    known = _revision(bundle)
+    if known is None or not _is_own(bundle, source) or settings.revision != "latest":
+        return
+    if settings.split_revision is not None and any(one > settings.split_revision for one in _moving(source)):
+        note(
+            f"splits are those that {bundle.path} was trained with: images have been moved between them since"
+            " (--set data.split_revision=... chooses others)"
+        )
+    if known > latest_revision(cache_folder(source)):
+        note(
+            f"{bundle.path} was trained with revision {known} of labels and splits, which is not on this"
+            " machine: it may have learned from what is validation or test here"
+        )
+
+
+def _told(bundle: Bundle) -> dict[str, Any]:
+    told: dict[str, Any] = bundle.manifest.settings.get("data", {})
+    return told
+
+
+def _is_own(bundle: Bundle, source: Path) -> bool:
+    """Whether `source` is what the bundle was trained on."""
+    recorded = bundle.manifest.lineage.dataset
+    return recorded is not None and source.resolve() == Path(recorded)
+
+
+def _revision(bundle: Bundle) -> int | None:
+    """The revision whose splits the bundle was trained with; None where its manifest does not say it."""
+    told = _told(bundle)
+    number = told.get("revision") if told.get("split_revision") is None else told["split_revision"]
+    return number if isinstance(number, int) else None
+
+
+def _moving(source: Path) -> list[int]:
+    """The revisions that place images in splits; others change labels alone, or leave images out."""
+    folder = cache_folder(source)
+    known = read_revisions(folder, latest_revision(folder))
+    return [one.number for one in known if any(change.split for change in one.changes)]
 
 
 def recorded_source(bundle: Bundle) -> Path:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from holotype.config import FitConfig, ModelConfig, TrainConfig
-from holotype.dataset import Dataset, Shape, cache_folder, open_dataset
+from holotype.dataset import Dataset, Shape, cache_folder, check_splits, open_dataset
 from holotype.embeddings import Backbone
 from holotype.fit.batches import Feed
 from holotype.fit.checkpoint import Checkpoint
@@ -133,6 +133,7 @@ def open_session(
     check_trackers(config.monitor.trackers)
     with processes.first_goes_first():
         dataset = open_dataset(data, spec=spec, config=config.data, shapes=views(config, spec))
+    check_splits(dataset, "train", "validation")
     lost: Mapping[int, str] = {}
     if before is not None:
         dataset, lost = regain(dataset, before, allowed=config.data.max_unreadable)

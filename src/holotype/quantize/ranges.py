@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from holotype.dataset import Dataset
+from holotype.dataset import Dataset, check_splits
 from holotype.preprocess import Pixels
 from holotype.progress import track
 from holotype.quantize.prefix import float_pixels
@@ -47,7 +47,11 @@ class _Seen:
 
 
 def calibration_rows(dataset: Dataset, *, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """`int64[count]` rows of the training split, equally many of each class as far as there are; sorted."""
+    """`int64[count]` rows of the training split, equally many of each class as far as there are; sorted.
+
+    `DatasetError` where there is none.
+    """
+    check_splits(dataset, "train")
     rows = dataset.rows("train")
     labels = dataset.labels(rows)
     rng = np.random.default_rng(seed)
