@@ -370,6 +370,13 @@ class TestVotes:
             "d.jpg": 1,
         }
 
+    def test_what_quotes_may_hold_is_read(self, tmp_path: Path) -> None:
+        text = '\ufeffimage_path,"label"\r\n"a,\r\nb.jpg","the ""cat"""\r\n,x\r\n'
+        (tmp_path / "ann.csv").write_bytes(text.encode())
+        votes, problems = read_votes([tmp_path / "ann.csv"])
+        assert (votes.items, votes.classes) == (("a,\r\nb.jpg",), ('the "cat"',))
+        assert [problem.where for problem in problems] == [f"{tmp_path / 'ann.csv'}:4"]
+
     def test_the_same_answer_twice_is_one_vote(self, tmp_path: Path) -> None:
         files = [write_csv(tmp_path / name, [("a.jpg", "cat")]) for name in ("ann.csv", "bob.csv")]
         votes, problems = read_votes([*files, files[0]])
@@ -414,6 +421,8 @@ class TestVotes:
             ("a.csv", "", "no column 'image_path'"),
             ("a.csv", b"image_path,label\n\xff\xfe,b\n", "not UTF-8"),
             ("a.csv", "image_path,label\na,\n", "there is not one label"),
+            ("a.csv", 'image_path,label\na,x\nb,"y\nc,y\n', "line 3: is not CSV (unexpected end of data)"),
+            ("a.csv", 'image_path,label\na,x\n"b"c,y\n', "line 3: is not CSV (',' expected after '\"')"),
             ("a.json", "[{", "line 1: is not JSON"),
             ("a.json", "[" * 100_000, "nested too deeply"),
             ("a.json", '{"image": "x"}', "not a list of tasks"),

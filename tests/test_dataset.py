@@ -151,6 +151,48 @@ class TestCsv:
         assert "3 of 3 records" in str(caught.value)
         assert all(part in str(caught.value) for part in ("line 2", "line 3", "line 4", "'tset'"))
 
+    @pytest.mark.parametrize(
+        ("spoilt", "line", "why"),
+        [
+            ('"{path},0', 21, "unexpected end of data"),
+            ('{path},"0', 21, "unexpected end of data"),
+            ('"{path}"x,0', 21, "',' expected after '\"'"),
+            ('\n\n{path},"0\n0"0"', 23, "',' expected after '\"'"),
+        ],
+    )
+    def test_a_quote_that_nobody_closes_is_named_and_swallows_no_rows(
+        self, tmp_path: Path, spoilt: str, line: int, why: str
+    ) -> None:
+        write_flat(tmp_path)
+        rows = [f"{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(tmp_path.glob("*/*.png"))]
+        rows[19] = spoilt.format(path=rows[19].partition(",")[0])
+        file = put(tmp_path / "labels.csv", "\n".join(["image_path,label", *rows]).encode())
+        with pytest.raises(DatasetError) as caught:
+            index(file)
+        assert str(caught.value).startswith(f"{file}: line {line}: is not CSV ({why}); close the quotes")
+
+    def test_a_quote_before_more_than_one_cell_can_hold_is_named(self, tmp_path: Path) -> None:
+        rows = [f"{number:09}.png,a" for number in range(12_000)]
+        rows[7] = f'"{rows[7]}'
+        file = put(tmp_path / "labels.csv", "\n".join(["image_path,label", *rows]).encode())
+        with pytest.raises(DatasetError, match=r"labels\.csv: line 9: is not CSV \(field larger"):
+            index(file)
+
+    def test_what_quotes_may_hold_is_read(self, tmp_path: Path) -> None:
+        write_flat(tmp_path, classes=2, images=3)
+        names = ["a, b.png", 'the "best".png', "two\nlines.png"]
+        for file, name in zip(sorted((tmp_path / "0").glob("*.png")), names, strict=True):
+            file.rename(file.with_name(name))
+        rows = ['"0/a, b.png",zero', '"0/the ""best"".png","ze""ro"', '"0/two\nlines.png","zero\r\n"', ""]
+        rows += [f'{file.relative_to(tmp_path)},"one"' for file in sorted((tmp_path / "1").glob("*.png"))]
+        text = "\r\n".join(['\ufeff"image_path",label', *rows, ",x"])
+        dataset = index(put(tmp_path / "labels.csv", text.encode()))
+        found = dict(dataset.table.select("path", "label").iter_rows())
+        assert [found.get(f"0/{name}") for name in names] == ["zero", 'ze"ro', "zero"]
+        assert sorted(found.values()) == ["one"] * 3 + ['ze"ro', "zero", "zero"]
+        (problem,) = dataset.problems
+        assert str(problem).startswith("labels.csv: line 11: image_path is empty")
+
     def test_not_utf8(self, tmp_path: Path) -> None:
         file = tmp_path / "labels.csv"
         file.write_bytes("image_path,label\nä.png,ö\n".encode("latin-1"))

@@ -467,6 +467,18 @@ class TestFilesForOtherTools:
         assert apply(data, decisions=queue / "queue.csv").revision == 1
         assert read_log(cache_folder(data)).standing == log
 
+    def test_a_quote_that_nobody_closes_is_named_and_loses_no_answer(
+        self, data: Path, paths: list[str]
+    ) -> None:
+        file = data / "filled.csv"
+        lines = [f'{path},"1"' for path in paths[:8]]
+        lines[2] = lines[2][:-1]
+        file.write_text("\n".join(["image_path,label", *lines]))
+        with pytest.raises(DatasetError, match=r"filled\.csv: line 4: is not CSV \(.*; close the quotes"):
+            apply(data, decisions=file)
+        file.write_text("\r\n".join(["\ufeffimage_path,label", *lines[:2], f'"{paths[2]}","1\r\n"']))
+        assert [change.path for change in apply(data, decisions=file).changed] == paths[:3]
+
     def test_a_label_studio_export_is_applied(self, data: Path, paths: list[str], queue: Path) -> None:
         def annotation(label: str, **more: Any) -> dict[str, Any]:
             result = {"type": "choices", "from_name": "label", "value": {"choices": [label]}}
