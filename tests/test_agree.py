@@ -30,6 +30,8 @@ from holotype.agree.votes import Votes, read_votes
 from holotype.agreement import krippendorff_alpha
 from holotype.cli import run
 from holotype.config import AgreeConfig, DatasetConfig
+from holotype.dataset import cache_folder
+from holotype.dataset.revisions import Change, write_revision
 from holotype.errors import ConfigError, DatasetError, HolotypeError
 from holotype.metrics import Predictions
 
@@ -94,6 +96,10 @@ def fill(folder: Path, dealt: Plan, *, wrong: Mapping[str, Mapping[str, str]] | 
         rows = [(f"{name}/{file}", said.get(label_of(path), label_of(path))) for file, path in tasks.items()]
         files.append(write_csv(folder / f"{name}.csv", rows))
     return files
+
+
+def revision_config(revision: Any) -> AgreeConfig:
+    return AgreeConfig(data=DatasetConfig(revision=revision))
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +226,24 @@ class TestPlan:
         with Image.open(tmp_path / "out" / "a" / file) as part:
             assert part.size == (20, 20)
             assert part.getcolors() == [(400, (0, 0, 255))]
+
+    def test_images_and_classes_are_those_of_the_revision(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "digits", images=3)
+        paths = [file.relative_to(data).as_posix() for file in sorted(data.glob("*/*.png"))]
+        changes = [Change(path=paths[0], label="nought"), Change(path=paths[1], drop=True)]
+        write_revision(cache_folder(data), source="relabel", changes=changes)
+        asked = {"latest": "latest", "none": 0}
+        made = {
+            name: plan(data, annotators=["a", "b"], out=tmp_path / name, config=revision_config(revision))
+            for name, revision in asked.items()
+        }
+        assert [item.path for item in made["latest"].items] == [paths[0], *paths[2:]]
+        assert made["latest"].classes == ("0", "1", "2", "nought")
+        assert [item.path for item in made["none"].items] == paths
+        assert made["none"].classes == ("0", "1", "2")
+        with pytest.raises(DatasetError, match="there is no revision 7 of its labels"):
+            plan(data, annotators=["a", "b"], out=tmp_path / "seven", config=revision_config(7))
+        assert not (tmp_path / "seven").exists()
 
     def test_unreadable_images_are_named_and_left_out(self, tmp_path: Path) -> None:
         data = write_flat(tmp_path / "digits", images=20)

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digits import write_digits
+from digits import write_digits, write_flat
 from holotype.config import ConvertConfig, SourceConfig
 from holotype.contact_sheet import draw_sheet
 from holotype.convert import Converted, convert
 from holotype.dataset.listing import Listing, Record, file_and_region
+from holotype.dataset.revisions import Change, revise, write_revision
 from holotype.dataset.source import read_source
+from holotype.dataset.store import cache_folder
 from holotype.errors import ConfigError, DatasetError
 from holotype.preprocess import read_full
 
@@ -207,6 +209,58 @@ class TestTables:
         (problem,) = result.problems
         assert problem.what == "its name is not UTF-8"
         problem.where.encode()
+
+
+class TestRevision:
+    def test_labels_and_splits_are_those_of_the_revision(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data", classes=2, train=4, validation=2, test=3)
+        paths = [record.path for record in read(data).records]
+        changes = [Change(path=paths[0], label="1"), Change(path=paths[1], drop=True)]
+        write_revision(cache_folder(data), source="relabel", changes=changes)
+        change = Change(path=paths[2], split="train")
+        write_revision(cache_folder(data), source="fix-split", changes=[change])
+        for out, settings in (("latest", {}), ("one", {"revision": 1}), ("none", {"revision": 0})):
+            run(data, tmp_path / f"{out}.csv", **settings)
+            run(data, tmp_path / out, **settings)
+        tables = {out: read(tmp_path / f"{out}.csv") for out in ("latest", "one", "none")}
+        assert absolute(tables["none"]) == absolute(read(data))
+        for number, out in ((1, "one"), (2, "latest")):
+            revised, _ = revise(read(data), cache_folder(data), number)
+            assert absolute(tables[out]) == absolute(revised)
+            assert len(revised.records) == len(paths) - 1
+        relabelled, moved = Path(paths[0]).name, Path(paths[2]).name
+        assert (tmp_path / "latest" / "test" / "1" / relabelled).is_file()
+        assert (tmp_path / "latest" / "train" / "0" / moved).is_file()
+        assert (tmp_path / "one" / "test" / "0" / moved).is_file()
+        assert (tmp_path / "none" / paths[0]).is_file()
+
+    @pytest.mark.parametrize("out", ["out", "out.csv", "out.parquet"])
+    def test_one_that_does_not_exist_is_an_error(self, tmp_path: Path, out: str) -> None:
+        data = write_digits(tmp_path / "data", classes=2, train=2, validation=1, test=1)
+        with pytest.raises(DatasetError, match="there is no revision 7 of its labels"):
+            run(data, tmp_path / out, revision=7)
+        assert not (tmp_path / out).exists()
+
+    def test_a_new_label_of_what_two_annotators_labelled_is_written_once(self, tmp_path: Path) -> None:
+        noise(tmp_path / "a.png")
+        noise(tmp_path / "b.png")
+        rows = [f"{name}.png,x,,{who}," for name in "ab" for who in ("ann", "bob")]
+        data = table(tmp_path / "t.csv", *rows)
+        write_revision(cache_folder(data), source="relabel", changes=[Change(path="a.png", label="y")])
+        assert run(data, tmp_path / "out.csv").records == 3
+        written = [(r.path, r.label, r.annotator) for r in read(tmp_path / "out.csv").records]
+        assert written == [("a.png", "y", None), ("b.png", "x", "ann"), ("b.png", "x", "bob")]
+
+    def test_files_that_came_after_a_new_split_are_told(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=3)
+        first, *others = (record.path for record in read(data).records)
+        changes = [Change(path=path, split="train") for path in others]
+        write_revision(cache_folder(data), source="fix-split", changes=changes)
+        (note,) = run(data, tmp_path / "out.csv").notes
+        assert note.startswith("1 of 6 examples name no split")
+        assert {r.path for r in read(tmp_path / "out.csv").records if r.split is None} == {f"data/{first}"}
+        with pytest.raises(DatasetError, match="some do not"):
+            run(data, tmp_path / "out")
 
 
 class TestTarget:

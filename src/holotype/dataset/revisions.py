@@ -172,7 +172,9 @@ def apply_revisions(listing: Listing, revisions: Iterable[Revision]) -> Listing:
         return listing
     untouched = _State()
     revised = (states.get(record.path, untouched).of(record) for record in listing.records)
-    return dataclasses.replace(listing, records=tuple(record for record in revised if record is not None))
+    # Several annotators' records of one example are the same once none of them gave its label.
+    kept = dict.fromkeys(record for record in revised if record is not None)
+    return dataclasses.replace(listing, records=tuple(kept))
 
 
 def _file(folder: Path, number: int) -> Path:
