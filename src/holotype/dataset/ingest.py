@@ -23,7 +23,7 @@ from holotype.dataset.store import (
 from holotype.preprocess import Limits, Preprocess
 from holotype.progress import track
 
-__all__ = ["contents", "ingest"]
+__all__ = ["contents", "ingest", "read_index"]
 
 _COLUMNS = {
     "path": pl.String,
@@ -104,6 +104,15 @@ def contents(table: pl.DataFrame) -> list[str]:
     return [digest and example_name(digest, file_and_region(path)[1]) for path, digest in rows]
 
 
+def read_index(file: Path) -> pl.DataFrame:
+    """The table that `ingest` wrote; empty where there is none, or an older version wrote it."""
+    nothing = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
+    if not file.is_file():
+        return nothing
+    written = pl.read_parquet(file)
+    return written if set(written.columns) >= set(nothing.columns) else nothing
+
+
 def _stat(listing: Listing) -> pl.DataFrame:
     """The records with size and time of their files; size -1 where there is no such file."""
     rows = []
@@ -119,13 +128,14 @@ def _stat(listing: Listing) -> pl.DataFrame:
 
 def _recall(table: pl.DataFrame, index: Path) -> pl.DataFrame:
     """Add what an earlier run learned about files of the same path, size and time; "" where nothing."""
-    known = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
-    if index.is_file():
-        written = pl.read_parquet(index)
-        known = written if set(written.columns) >= set(known.columns) else known
     key = ["path", "size", "mtime_ns"]
     # What could not be read is tried again: the limits or the installed decoders may have changed.
-    known = known.filter(pl.col("error") == "").select(*key, *_LEARNED).unique(subset=key, keep="first")
+    known = (
+        read_index(index)
+        .filter(pl.col("error") == "")
+        .select(*key, *_LEARNED)
+        .unique(subset=key, keep="first")
+    )
     joined = table.join(known, on=key, how="left", maintain_order="left")
     return joined.with_columns(
         pl.col(name).fill_null("" if kind == pl.String else 0) for name, kind in _LEARNED.items()
