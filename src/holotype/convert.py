@@ -23,7 +23,7 @@ from holotype.dataset.listing import SPLIT_NAMES, SPLITS, Problem, file_and_regi
 from holotype.dataset.revisions import revise
 from holotype.dataset.source import read_source
 from holotype.dataset.store import cache_folder
-from holotype.dataset.table import COLUMNS
+from holotype.dataset.table import COLUMNS, group_cell
 from holotype.errors import ConfigError, DatasetError, ImageError
 from holotype.fields import printable
 from holotype.preprocess import SUFFIXES, Box, Limits, Pixels, cut, facts, read_full
@@ -286,7 +286,8 @@ def _write_table(
         name = Path(place)
         if name.is_relative_to(folder):
             name = name.relative_to(folder)
-        row = (name.as_posix(), record.label, record.split or "", record.annotator or "", record.group or "")
+        said = record.split or "", record.annotator or "", group_cell(record)
+        row = (name.as_posix(), record.label, *said)
         fault = _fault(row)
         if fault:
             problems.append(Problem(printable(record.path), fault, "rename it"))

@@ -23,6 +23,7 @@ from holotype.dataset.revisions import (
     write_revision,
 )
 from holotype.dataset.store import cache_folder
+from holotype.dataset.table import COLUMNS, group_cell
 from holotype.errors import ConfigError, DatasetError
 from holotype.progress import note
 from holotype.review import Decision, append_decisions, latest_decisions, read_decisions, read_log
@@ -232,10 +233,10 @@ def _write_listing(file: Path, listing: Listing) -> None:
     prefix = root.relative_to(home) if root.is_relative_to(home) else root
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("image_path", "label", "split", "annotator", "group"))
+    writer.writerow(COLUMNS)
     for record in listing.records:
         path = (prefix / record.path).as_posix()
-        writer.writerow((path, record.label, record.split, record.annotator, record.group))
+        writer.writerow((path, record.label, record.split, record.annotator, group_cell(record)))
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_text(file, stream.getvalue())

@@ -13,7 +13,7 @@ from holotype.dataset.listing import SPLIT_NAMES, Listing, Problem, Record, file
 from holotype.dataset.settle import Placed, settle
 from holotype.errors import DatasetError
 
-__all__ = ["COLUMNS", "csv_rows", "read_csv", "read_parquet"]
+__all__ = ["COLUMNS", "csv_rows", "group_cell", "read_csv", "read_parquet"]
 
 _REQUIRED = ("image_path", "label")
 COLUMNS = (*_REQUIRED, "split", "annotator", "group")
@@ -86,6 +86,16 @@ def _csv_records(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, list[
 def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Row:
     row: dict[str | None, object] = dict(itertools.zip_longest(names, cells[: len(names)]))
     return row if len(cells) <= len(names) else {**row, None: cells[len(names) :]}
+
+
+def group_cell(record: Record) -> str:
+    """What a table says of an example's group: nothing where that is its own file, as a reader finds it.
+
+    The path is written as it is seen from the table: under its old name, the group would be one of its own,
+    split by that name instead of by the file's content, and apart from copies of it.
+    """
+    own = record.group == file_and_region(record.path)[0]
+    return "" if own or record.group is None else record.group
 
 
 def _listing(
