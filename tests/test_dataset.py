@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 
 import awkward
 from digits import write_digits, write_flat
-from holotype.config import DatasetConfig
+from holotype.config import DatasetConfig, SourceConfig
 from holotype.dataset import (
     Dataset,
     Shape,
@@ -23,6 +26,7 @@ from holotype.dataset import (
 )
 from holotype.dataset.listing import example_name, file_and_region
 from holotype.dataset.revisions import Change, write_revision
+from holotype.dataset.source import read_source
 from holotype.errors import DatasetError
 from holotype.preprocess import Box, Preprocess, read_full, read_pixels
 from photos import jpeg, pieces, put
@@ -42,6 +46,22 @@ def all_pixels(dataset: Dataset, *, shape: Shape | None = None) -> np.ndarray:
     rows = np.arange(len(dataset.table))
     batches = [rows[start : start + 7] for start in range(0, len(rows), 7)]
     return np.concatenate(list(dataset.pixels(batches, shape=shape)))
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root reads everything: within, this process is somebody else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("root cannot become anybody else here")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def spoil_keeping_size_and_time(file: Path) -> None:
@@ -87,6 +107,74 @@ class TestFolders:
             file.rename(deep / file.name)
         assert read(data).counts().keys() == {"0", "1", "2"}
         assert len(read(data).table) == 120
+
+    def test_linked_folders_are_searched_at_every_depth(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=4)
+        far = write_flat(tmp_path / "far", images=3)
+        (far / "2").rename(data / "0" / "deep")
+        (data / "0" / "deep" / "more").symlink_to(far / "0")
+        (data / "linked").symlink_to(far / "1")
+        dataset = index(data)
+        assert {name: sum(cells.values()) for name, cells in dataset.counts().items()} == {
+            "0": 10,
+            "1": 4,
+            "linked": 3,
+        }
+        assert dataset.ignored == ()
+        assert {path for path in dataset.table["path"] if "more" in path} == {
+            f"0/deep/more/{file.name}" for file in (far / "0").iterdir()
+        }
+
+    def test_links_that_lead_round_or_back_are_not_followed_but_named(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=3)
+        one, other = write_flat(tmp_path / "one", classes=1, images=2), tmp_path / "other"
+        other.mkdir()
+        (one / "over").symlink_to(other)
+        (other / "back").symlink_to(one)
+        (data / "0" / "self").symlink_to(data / "0")
+        (data / "0" / "up").symlink_to(data)
+        (data / "0" / "top").symlink_to("/")
+        (data / "0" / "ring").symlink_to(one)
+        (data / "0" / "ring-again").symlink_to(one / "0")
+        (data / "everything").symlink_to(data)
+        dataset = index(data)
+        counts = {name: sum(cells.values()) for name, cells in dataset.counts().items()}
+        assert counts == {"0": 5, "1": 3}
+        assert dataset.ignored == (
+            "0/ring-again",
+            "0/ring/over/back",
+            "0/self",
+            "0/top",
+            "0/up",
+            "everything",
+        )
+
+    def test_class_folders_without_images_are_named(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data", classes=2)
+        (data / "train" / "empty" / "deeper").mkdir(parents=True)
+        (data / "test" / "notes").mkdir()
+        (data / "test" / "notes" / "read.me").write_text("x")
+        assert read(data).ignored == ("test/notes", "test/notes/read.me", "train/empty")
+        assert read(data).classes == ("0", "1")
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no such permissions")
+    @pytest.mark.parametrize("folder", ["", "train", "train/0", "train/0/deep/er"])
+    @pytest.mark.parametrize("layout", ["auto", "folders"])
+    def test_a_folder_that_cannot_be_read_is_an_error(self, folder: str, layout: str) -> None:
+        with tempfile.TemporaryDirectory() as place:  # pytest's own is closed to others than root
+            Path(place).chmod(0o755)
+            data = write_digits(Path(place) / "data", classes=2, train=2, validation=1, test=1)
+            put(data / "train" / "0" / "deep" / "er" / "a.png", jpeg(pieces()["china"][0]))
+            with as_nobody():
+                assert len(read_source(data, config=SourceConfig()).records) == 9
+            (data / folder).chmod(0o000)
+            try:
+                with as_nobody(), pytest.raises(DatasetError) as caught:
+                    read_source(data, config=SourceConfig(format=layout))  # type: ignore[arg-type]
+            finally:
+                (data / folder).chmod(0o755)
+            fix = "make it readable, or move it out of the dataset"
+            assert str(caught.value) == f"{data / folder}: cannot be read (Permission denied); {fix}"
 
     @pytest.mark.parametrize(
         ("build", "message"),
