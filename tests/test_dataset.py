@@ -439,6 +439,58 @@ class TestPixelCache:
         )
         assert np.abs(np.asarray(large).astype(int) - small).mean() < 16
 
+    def test_a_broken_file_costs_no_new_cache_and_a_repaired_one_is_cached(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data")
+        broken, gone = sorted((data / "train" / "0").glob("*.png"))[:2]
+        good = broken.read_bytes()
+        broken.write_bytes(good[:40])
+        rows = [
+            f"{p.relative_to(tmp_path)},{p.parent.name},{p.parent.parent.name}" for p in data.rglob("*.png")
+        ]
+        gone.unlink()
+        source = put(tmp_path / "labels.csv", "\n".join(["image_path,label,split", *rows]).encode())
+
+        def cached() -> dict[str, tuple[int, int]]:
+            files = (*cache_folder(source).glob("pixels-*.u8"), *cache_folder(source).glob("pixels-*.json"))
+            # An index is touched when its store is used.
+            status = {file.name: file.stat() for file in files}
+            return {
+                name: (s.st_ino, s.st_mtime_ns if name.endswith("u8") else 0) for name, s in status.items()
+            }
+
+        first = index(source)
+        built = cached()
+        assert (len(first.unreadable), len(built)) == (2, 2)
+        for _ in range(2):
+            again = index(source)
+            assert again.table.equals(first.table)
+            assert again.unreadable == first.unreadable
+            assert cached() == built
+        for path in first.table["path"]:
+            spoil_keeping_size_and_time(first.file(path))
+        broken.write_bytes(good)
+        repaired = index(source)
+        assert [file.path for file in repaired.unreadable] == [gone.relative_to(tmp_path).as_posix()]
+        assert repaired.uncached(repaired.exact) == 0
+        names = repaired.table["path"].to_list()
+        place = names.index(broken.relative_to(tmp_path).as_posix())
+        pixels = all_pixels(repaired)
+        assert np.array_equal(pixels[place], read_pixels(good, spec=SPEC))
+        assert np.array_equal(np.delete(pixels, place, axis=0), all_pixels(first))
+        built = cached()
+        index(source)
+        assert cached() == built
+
+    def test_what_the_limits_allow_now_is_read(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", images=4)
+        Image.new("RGB", (200, 100), "red").save(data / "0" / "large.png")
+        assert [file.path for file in index(data, max_pixels=2000).unreadable] == ["0/large.png"]
+        dataset = index(data)
+        assert not dataset.unreadable
+        assert dataset.uncached(dataset.exact) == 0
+        row = dataset.table["path"].to_list().index("0/large.png")
+        assert (all_pixels(dataset)[row] == (255, 0, 0)).all()
+
     def test_cache_of_another_spec_is_another_cache(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")
         read(data)
