@@ -499,6 +499,26 @@ class TestPixelCache:
         )
         assert all_pixels(other).shape == (120, 32, 32, 3)
 
+    @pytest.mark.parametrize("damage", [b"", b"PAR1", b"{", b"[]", b'{"file": 3, "sha256": 3}', None])
+    @pytest.mark.parametrize("name", ["index-*.parquet", "pixels-*.json", "pixels-*.u8"])
+    def test_what_is_damaged_is_as_if_it_were_not_there(
+        self, tmp_path: Path, name: str, damage: bytes | None
+    ) -> None:
+        data = write_flat(tmp_path / "data", images=4)
+        table, pixels = index(data).table, all_pixels(index(data))
+        (file,) = cache_folder(data).glob(name)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if damage is None else damage)
+        Image.new("RGB", (9, 9), "red").save(data / "0" / "zzz.png")
+        for _ in range(2):
+            dataset = index(data)
+            old = np.array(["zzz" not in path for path in dataset.table["path"]])
+            assert dataset.table.filter(pl.Series(old)).equals(table)
+            assert np.array_equal(all_pixels(dataset)[old], pixels)
+            assert dataset.uncached(dataset.exact) == 0
+        for path in dataset.table["path"]:
+            spoil_keeping_size_and_time(dataset.file(path))
+        assert index(data).table.equals(dataset.table)  # all of it is remembered again
+
     def test_map_of_a_killed_writer_is_removed_after_a_day(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")
         (store,) = read(data).stores.values()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from holotype.bundle import sync
 from holotype.dataset.listing import Listing, example_name, file_and_region
 from holotype.dataset.scan import Scanned, View, scan_files
 from holotype.dataset.store import (
@@ -107,12 +108,15 @@ def contents(table: pl.DataFrame) -> list[str]:
 
 
 def read_index(file: Path) -> pl.DataFrame:
-    """The table that `ingest` wrote; empty where there is none, or an older version wrote it."""
+    """The table that `ingest` wrote; empty where there is none, or it is damaged or of an older version."""
     nothing = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
     if not file.is_file():
         return nothing
-    written = pl.read_parquet(file)
-    return written if set(written.columns) >= set(nothing.columns) else nothing
+    try:
+        written = pl.read_parquet(file, use_pyarrow=False)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return nothing
+    return written if written.schema.items() >= nothing.schema.items() else nothing
 
 
 def _stat(listing: Listing) -> pl.DataFrame:
@@ -212,6 +216,7 @@ def _write_index(table: pl.DataFrame, index: Path) -> None:
     scratch = index.with_name(f".{uuid.uuid4().hex[:12]}.parquet")
     try:
         table.write_parquet(scratch)
+        sync(scratch)
         scratch.replace(index)
     finally:
         scratch.unlink(missing_ok=True)
