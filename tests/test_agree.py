@@ -30,6 +30,8 @@ from holotype.agree.votes import Votes, read_votes
 from holotype.agreement import krippendorff_alpha
 from holotype.cli import run
 from holotype.config import AgreeConfig, DatasetConfig
+from holotype.dataset import cache_folder
+from holotype.dataset.revisions import Change, write_revision
 from holotype.errors import ConfigError, DatasetError, HolotypeError
 from holotype.metrics import Predictions
 
@@ -94,6 +96,10 @@ def fill(folder: Path, dealt: Plan, *, wrong: Mapping[str, Mapping[str, str]] | 
         rows = [(f"{name}/{file}", said.get(label_of(path), label_of(path))) for file, path in tasks.items()]
         files.append(write_csv(folder / f"{name}.csv", rows))
     return files
+
+
+def revision_config(revision: Any) -> AgreeConfig:
+    return AgreeConfig(data=DatasetConfig(revision=revision))
 
 
 @pytest.fixture(scope="session")
@@ -220,6 +226,24 @@ class TestPlan:
         with Image.open(tmp_path / "out" / "a" / file) as part:
             assert part.size == (20, 20)
             assert part.getcolors() == [(400, (0, 0, 255))]
+
+    def test_images_and_classes_are_those_of_the_revision(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "digits", images=3)
+        paths = [file.relative_to(data).as_posix() for file in sorted(data.glob("*/*.png"))]
+        changes = [Change(path=paths[0], label="nought"), Change(path=paths[1], drop=True)]
+        write_revision(cache_folder(data), source="relabel", changes=changes)
+        asked = {"latest": "latest", "none": 0}
+        made = {
+            name: plan(data, annotators=["a", "b"], out=tmp_path / name, config=revision_config(revision))
+            for name, revision in asked.items()
+        }
+        assert [item.path for item in made["latest"].items] == [paths[0], *paths[2:]]
+        assert made["latest"].classes == ("0", "1", "2", "nought")
+        assert [item.path for item in made["none"].items] == paths
+        assert made["none"].classes == ("0", "1", "2")
+        with pytest.raises(DatasetError, match="there is no revision 7 of its labels"):
+            plan(data, annotators=["a", "b"], out=tmp_path / "seven", config=revision_config(7))
+        assert not (tmp_path / "seven").exists()
 
     def test_unreadable_images_are_named_and_left_out(self, tmp_path: Path) -> None:
         data = write_flat(tmp_path / "digits", images=20)
@@ -370,6 +394,13 @@ class TestVotes:
             "d.jpg": 1,
         }
 
+    def test_what_quotes_may_hold_is_read(self, tmp_path: Path) -> None:
+        text = '\ufeffimage_path,"label"\r\n"a,\r\nb.jpg","the ""cat"""\r\n,x\r\n'
+        (tmp_path / "ann.csv").write_bytes(text.encode())
+        votes, problems = read_votes([tmp_path / "ann.csv"])
+        assert (votes.items, votes.classes) == (("a,\r\nb.jpg",), ('the "cat"',))
+        assert [problem.where for problem in problems] == [f"{tmp_path / 'ann.csv'}:4"]
+
     def test_the_same_answer_twice_is_one_vote(self, tmp_path: Path) -> None:
         files = [write_csv(tmp_path / name, [("a.jpg", "cat")]) for name in ("ann.csv", "bob.csv")]
         votes, problems = read_votes([*files, files[0]])
@@ -449,6 +480,8 @@ class TestVotes:
             ("a.csv", "", "no column 'image_path'"),
             ("a.csv", b"image_path,label\n\xff\xfe,b\n", "not UTF-8"),
             ("a.csv", "image_path,label\na,\n", "there is not one label"),
+            ("a.csv", 'image_path,label\na,x\nb,"y\nc,y\n', "line 3: is not CSV (unexpected end of data)"),
+            ("a.csv", 'image_path,label\na,x\n"b"c,y\n', "line 3: is not CSV (',' expected after '\"')"),
             ("a.json", "[{", "line 1: is not JSON"),
             ("a.json", "[" * 100_000, "nested too deeply"),
             ("a.json", '{"image": "x"}', "not a list of tasks"),

@@ -521,3 +521,19 @@ class TestMendedSplit:
         )
         now = index(data).table.select("path", "split")
         assert index(data, test=0.5).table.select("path", "split").equals(now)
+
+    def test_other_pictures_of_the_same_names_are_split_by_their_own_content(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        data = write_flat(tmp_path / "data")
+        dataset = index(data)
+        one, other = int(dataset.rows("train")[0]), int(dataset.rows("test")[0])
+        changes = mended_split(dataset, made_up(dataset, [[one, other]]))
+        write_revision(cache_folder(data), source="fix-split", changes=changes)
+        assert index(data).table.equals(index(data).table)
+        assert "other content" not in capsys.readouterr().err
+        for file in data.glob("*/*.png"):
+            put(file, 255 - decoded(file.read_bytes()))
+        assert index(data).table.equals(index(data, revision=0).table)
+        told = capsys.readouterr().err
+        assert "revision 1: not used for 120 files that have other content now, first 0/0000.png" in told

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,14 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from digits import write_digits
-from holotype.config import ConvertConfig, SourceConfig
+from digits import write_digits, write_flat
+from holotype.agree.apply import apply
+from holotype.config import AgreeConfig, ConvertConfig, DatasetConfig, SourceConfig
 from holotype.contact_sheet import draw_sheet
 from holotype.convert import Converted, convert
+from holotype.dataset import index_dataset
 from holotype.dataset.listing import Listing, Record, file_and_region
+from holotype.dataset.revisions import Change, revise, write_revision
 from holotype.dataset.source import read_source
+from holotype.dataset.store import cache_folder
 from holotype.errors import ConfigError, DatasetError
-from holotype.preprocess import read_full
+from holotype.preprocess import Preprocess, read_full
 
 RED, GREEN = (230, 25, 75), (60, 180, 75)
 
@@ -34,11 +40,14 @@ def read(source: Path, **settings: Any) -> Listing:
 
 
 def absolute(listing: Listing) -> set[Record]:
-    """Records by the place of their files, wherever the table is kept."""
-    return {
-        Record(os.path.normpath(listing.root.absolute() / r.path), r.label, r.split, r.group, r.annotator)
-        for r in listing.records
-    }
+    """Records by the place of their files, wherever the table is kept; so are groups that are files."""
+    found = set()
+    for record in listing.records:
+        path = os.path.normpath(listing.root.absolute() / record.path)
+        own = record.group == file_and_region(record.path)[0]
+        group = file_and_region(path)[0] if own else record.group
+        found.add(dataclasses.replace(record, path=path, group=group))
+    return found
 
 
 def table(file: Path, *rows: str) -> Path:
@@ -207,6 +216,114 @@ class TestTables:
         (problem,) = result.problems
         assert problem.what == "its name is not UTF-8"
         problem.where.encode()
+
+
+def write_boxes(folder: Path, layout: str) -> Path:
+    """Forty photos with two boxes each, in `yolo` or `voc`, and an exact copy of each under another name."""
+    names = "a", "copy-of-a"
+    for number in range(40):
+        photo = noise(folder / "images" / f"a{number}.png", (40, 40), seed=number)
+        shutil.copy(photo, photo.with_name(f"copy-of-{photo.name}"))
+        for stem in (f"{name}{number}" for name in names):
+            if layout == "yolo":
+                (folder / "labels").mkdir(exist_ok=True)
+                (folder / "labels" / f"{stem}.txt").write_text("0 .25 .25 .3 .3\n1 .75 .75 .3 .3\n")
+            else:
+                boxes = "".join(
+                    f"<object><name>{label}</name><bndbox><xmin>{place}</xmin><ymin>{place}</ymin>"
+                    f"<xmax>{place + 12}</xmax><ymax>{place + 12}</ymax></bndbox></object>"
+                    for label, place in (("cat", 4), ("dog", 20))
+                )
+                size = "<size><width>40</width><height>40</height><depth>3</depth></size>"
+                text = f"<annotation><filename>{stem}.png</filename>{size}{boxes}</annotation>"
+                (folder / "images" / f"{stem}.xml").write_text(text)
+    if layout == "yolo":
+        (folder / "classes.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def splits_of(source: Path, **settings: Any) -> dict[str, str]:
+    """The split of each crop, by the name of its file and the region."""
+    spec = Preprocess(height=16, width=16)
+    dataset = index_dataset(source, spec=spec, config=DatasetConfig(**settings))
+    return {Path(path).name: split for path, split in dataset.table.select("path", "split").iter_rows()}
+
+
+class TestSplitsOfCrops:
+    @pytest.mark.parametrize("layout", ["yolo", "voc"])
+    def test_they_are_those_of_the_data_wherever_the_table_is_kept(self, tmp_path: Path, layout: str) -> None:
+        data = write_boxes(tmp_path / "data", layout)
+        settings = {"boxes": "crop", "margin": 0.0}
+        wanted = splits_of(data, **settings)
+        assert len(wanted) == 160
+        assert set(wanted.values()) == {"train", "validation", "test"}
+        assert all(wanted[name] == wanted[f"copy-of-{name}"] for name in wanted if name.startswith("a"))
+        for out in ("data/in.csv", "beside.csv", "elsewhere/out.csv", "elsewhere/out.parquet"):
+            run(data, tmp_path / out, **settings)
+            assert splits_of(tmp_path / out) == wanted, out
+        config = AgreeConfig(data=DatasetConfig(**settings))
+        for out in ("data/applied.csv", "applied.csv", "elsewhere/applied.csv"):
+            apply(data, out=tmp_path / out, config=config)
+            assert splits_of(tmp_path / out) == wanted, out
+
+    def test_a_group_of_its_own_is_kept(self, tmp_path: Path) -> None:
+        noise(tmp_path / "a.png")
+        rows = ['"a.png#xywh=1,2,9,9",x,,,patient 7', '"a.png#xywh=3,4,9,9",x,,,', "a.png,x,,,"]
+        run(table(tmp_path / "t.csv", *rows), tmp_path / "elsewhere" / "out.csv")
+        groups = [record.group for record in read(tmp_path / "elsewhere" / "out.csv").records]
+        assert groups == [None, "patient 7", str(tmp_path / "a.png")]
+
+
+class TestRevision:
+    def test_labels_and_splits_are_those_of_the_revision(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data", classes=2, train=4, validation=2, test=3)
+        paths = [record.path for record in read(data).records]
+        changes = [Change(path=paths[0], label="1"), Change(path=paths[1], drop=True)]
+        write_revision(cache_folder(data), source="relabel", changes=changes)
+        change = Change(path=paths[2], split="train")
+        write_revision(cache_folder(data), source="fix-split", changes=[change])
+        for out, settings in (("latest", {}), ("one", {"revision": 1}), ("none", {"revision": 0})):
+            run(data, tmp_path / f"{out}.csv", **settings)
+            run(data, tmp_path / out, **settings)
+        tables = {out: read(tmp_path / f"{out}.csv") for out in ("latest", "one", "none")}
+        assert absolute(tables["none"]) == absolute(read(data))
+        for number, out in ((1, "one"), (2, "latest")):
+            revised, _ = revise(read(data), cache_folder(data), number)
+            assert absolute(tables[out]) == absolute(revised)
+            assert len(revised.records) == len(paths) - 1
+        relabelled, moved = Path(paths[0]).name, Path(paths[2]).name
+        assert (tmp_path / "latest" / "test" / "1" / relabelled).is_file()
+        assert (tmp_path / "latest" / "train" / "0" / moved).is_file()
+        assert (tmp_path / "one" / "test" / "0" / moved).is_file()
+        assert (tmp_path / "none" / paths[0]).is_file()
+
+    @pytest.mark.parametrize("out", ["out", "out.csv", "out.parquet"])
+    def test_one_that_does_not_exist_is_an_error(self, tmp_path: Path, out: str) -> None:
+        data = write_digits(tmp_path / "data", classes=2, train=2, validation=1, test=1)
+        with pytest.raises(DatasetError, match="there is no revision 7 of its labels"):
+            run(data, tmp_path / out, revision=7)
+        assert not (tmp_path / out).exists()
+
+    def test_a_new_label_of_what_two_annotators_labelled_is_written_once(self, tmp_path: Path) -> None:
+        noise(tmp_path / "a.png")
+        noise(tmp_path / "b.png")
+        rows = [f"{name}.png,x,,{who}," for name in "ab" for who in ("ann", "bob")]
+        data = table(tmp_path / "t.csv", *rows)
+        write_revision(cache_folder(data), source="relabel", changes=[Change(path="a.png", label="y")])
+        assert run(data, tmp_path / "out.csv").records == 3
+        written = [(r.path, r.label, r.annotator) for r in read(tmp_path / "out.csv").records]
+        assert written == [("a.png", "y", None), ("b.png", "x", "ann"), ("b.png", "x", "bob")]
+
+    def test_files_that_came_after_a_new_split_are_told(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=3)
+        first, *others = (record.path for record in read(data).records)
+        changes = [Change(path=path, split="train") for path in others]
+        write_revision(cache_folder(data), source="fix-split", changes=changes)
+        (note,) = run(data, tmp_path / "out.csv").notes
+        assert note.startswith("1 of 6 examples name no split")
+        assert {r.path for r in read(tmp_path / "out.csv").records if r.split is None} == {f"data/{first}"}
+        with pytest.raises(DatasetError, match="some do not"):
+            run(data, tmp_path / "out")
 
 
 class TestTarget:

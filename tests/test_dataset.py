@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 
 import awkward
 from digits import write_digits, write_flat
-from holotype.config import DatasetConfig
+from holotype.config import DatasetConfig, SourceConfig
 from holotype.dataset import (
     Dataset,
     Shape,
@@ -23,6 +26,7 @@ from holotype.dataset import (
 )
 from holotype.dataset.listing import example_name, file_and_region
 from holotype.dataset.revisions import Change, write_revision
+from holotype.dataset.source import read_source
 from holotype.errors import DatasetError
 from holotype.preprocess import Box, Preprocess, read_full, read_pixels
 from photos import jpeg, pieces, put
@@ -42,6 +46,22 @@ def all_pixels(dataset: Dataset, *, shape: Shape | None = None) -> np.ndarray:
     rows = np.arange(len(dataset.table))
     batches = [rows[start : start + 7] for start in range(0, len(rows), 7)]
     return np.concatenate(list(dataset.pixels(batches, shape=shape)))
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root reads everything: within, this process is somebody else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("root cannot become anybody else here")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def spoil_keeping_size_and_time(file: Path) -> None:
@@ -87,6 +107,74 @@ class TestFolders:
             file.rename(deep / file.name)
         assert read(data).counts().keys() == {"0", "1", "2"}
         assert len(read(data).table) == 120
+
+    def test_linked_folders_are_searched_at_every_depth(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=4)
+        far = write_flat(tmp_path / "far", images=3)
+        (far / "2").rename(data / "0" / "deep")
+        (data / "0" / "deep" / "more").symlink_to(far / "0")
+        (data / "linked").symlink_to(far / "1")
+        dataset = index(data)
+        assert {name: sum(cells.values()) for name, cells in dataset.counts().items()} == {
+            "0": 10,
+            "1": 4,
+            "linked": 3,
+        }
+        assert dataset.ignored == ()
+        assert {path for path in dataset.table["path"] if "more" in path} == {
+            f"0/deep/more/{file.name}" for file in (far / "0").iterdir()
+        }
+
+    def test_links_that_lead_round_or_back_are_not_followed_but_named(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", classes=2, images=3)
+        one, other = write_flat(tmp_path / "one", classes=1, images=2), tmp_path / "other"
+        other.mkdir()
+        (one / "over").symlink_to(other)
+        (other / "back").symlink_to(one)
+        (data / "0" / "self").symlink_to(data / "0")
+        (data / "0" / "up").symlink_to(data)
+        (data / "0" / "top").symlink_to("/")
+        (data / "0" / "ring").symlink_to(one)
+        (data / "0" / "ring-again").symlink_to(one / "0")
+        (data / "everything").symlink_to(data)
+        dataset = index(data)
+        counts = {name: sum(cells.values()) for name, cells in dataset.counts().items()}
+        assert counts == {"0": 5, "1": 3}
+        assert dataset.ignored == (
+            "0/ring-again",
+            "0/ring/over/back",
+            "0/self",
+            "0/top",
+            "0/up",
+            "everything",
+        )
+
+    def test_class_folders_without_images_are_named(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data", classes=2)
+        (data / "train" / "empty" / "deeper").mkdir(parents=True)
+        (data / "test" / "notes").mkdir()
+        (data / "test" / "notes" / "read.me").write_text("x")
+        assert read(data).ignored == ("test/notes", "test/notes/read.me", "train/empty")
+        assert read(data).classes == ("0", "1")
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no such permissions")
+    @pytest.mark.parametrize("folder", ["", "train", "train/0", "train/0/deep/er"])
+    @pytest.mark.parametrize("layout", ["auto", "folders"])
+    def test_a_folder_that_cannot_be_read_is_an_error(self, folder: str, layout: str) -> None:
+        with tempfile.TemporaryDirectory() as place:  # pytest's own is closed to others than root
+            Path(place).chmod(0o755)
+            data = write_digits(Path(place) / "data", classes=2, train=2, validation=1, test=1)
+            put(data / "train" / "0" / "deep" / "er" / "a.png", jpeg(pieces()["china"][0]))
+            with as_nobody():
+                assert len(read_source(data, config=SourceConfig()).records) == 9
+            (data / folder).chmod(0o000)
+            try:
+                with as_nobody(), pytest.raises(DatasetError) as caught:
+                    read_source(data, config=SourceConfig(format=layout))  # type: ignore[arg-type]
+            finally:
+                (data / folder).chmod(0o755)
+            fix = "make it readable, or move it out of the dataset"
+            assert str(caught.value) == f"{data / folder}: cannot be read (Permission denied); {fix}"
 
     @pytest.mark.parametrize(
         ("build", "message"),
@@ -150,6 +238,48 @@ class TestCsv:
             read(file)
         assert "3 of 3 records" in str(caught.value)
         assert all(part in str(caught.value) for part in ("line 2", "line 3", "line 4", "'tset'"))
+
+    @pytest.mark.parametrize(
+        ("spoilt", "line", "why"),
+        [
+            ('"{path},0', 21, "unexpected end of data"),
+            ('{path},"0', 21, "unexpected end of data"),
+            ('"{path}"x,0', 21, "',' expected after '\"'"),
+            ('\n\n{path},"0\n0"0"', 23, "',' expected after '\"'"),
+        ],
+    )
+    def test_a_quote_that_nobody_closes_is_named_and_swallows_no_rows(
+        self, tmp_path: Path, spoilt: str, line: int, why: str
+    ) -> None:
+        write_flat(tmp_path)
+        rows = [f"{p.parent.name}/{p.name},{p.parent.name}" for p in sorted(tmp_path.glob("*/*.png"))]
+        rows[19] = spoilt.format(path=rows[19].partition(",")[0])
+        file = put(tmp_path / "labels.csv", "\n".join(["image_path,label", *rows]).encode())
+        with pytest.raises(DatasetError) as caught:
+            index(file)
+        assert str(caught.value).startswith(f"{file}: line {line}: is not CSV ({why}); close the quotes")
+
+    def test_a_quote_before_more_than_one_cell_can_hold_is_named(self, tmp_path: Path) -> None:
+        rows = [f"{number:09}.png,a" for number in range(12_000)]
+        rows[7] = f'"{rows[7]}'
+        file = put(tmp_path / "labels.csv", "\n".join(["image_path,label", *rows]).encode())
+        with pytest.raises(DatasetError, match=r"labels\.csv: line 9: is not CSV \(field larger"):
+            index(file)
+
+    def test_what_quotes_may_hold_is_read(self, tmp_path: Path) -> None:
+        write_flat(tmp_path, classes=2, images=3)
+        names = ["a, b.png", 'the "best".png', "two\nlines.png"]
+        for file, name in zip(sorted((tmp_path / "0").glob("*.png")), names, strict=True):
+            file.rename(file.with_name(name))
+        rows = ['"0/a, b.png",zero', '"0/the ""best"".png","ze""ro"', '"0/two\nlines.png","zero\r\n"', ""]
+        rows += [f'{file.relative_to(tmp_path)},"one"' for file in sorted((tmp_path / "1").glob("*.png"))]
+        text = "\r\n".join(['\ufeff"image_path",label', *rows, ",x"])
+        dataset = index(put(tmp_path / "labels.csv", text.encode()))
+        found = dict(dataset.table.select("path", "label").iter_rows())
+        assert [found.get(f"0/{name}") for name in names] == ["zero", 'ze"ro', "zero"]
+        assert sorted(found.values()) == ["one"] * 3 + ['ze"ro', "zero", "zero"]
+        (problem,) = dataset.problems
+        assert str(problem).startswith("labels.csv: line 11: image_path is empty")
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         file = tmp_path / "labels.csv"
@@ -312,6 +442,58 @@ class TestPixelCache:
         )
         assert np.abs(np.asarray(large).astype(int) - small).mean() < 16
 
+    def test_a_broken_file_costs_no_new_cache_and_a_repaired_one_is_cached(self, tmp_path: Path) -> None:
+        data = write_digits(tmp_path / "data")
+        broken, gone = sorted((data / "train" / "0").glob("*.png"))[:2]
+        good = broken.read_bytes()
+        broken.write_bytes(good[:40])
+        rows = [
+            f"{p.relative_to(tmp_path)},{p.parent.name},{p.parent.parent.name}" for p in data.rglob("*.png")
+        ]
+        gone.unlink()
+        source = put(tmp_path / "labels.csv", "\n".join(["image_path,label,split", *rows]).encode())
+
+        def cached() -> dict[str, tuple[int, int]]:
+            files = (*cache_folder(source).glob("pixels-*.u8"), *cache_folder(source).glob("pixels-*.json"))
+            # An index is touched when its store is used.
+            status = {file.name: file.stat() for file in files}
+            return {
+                name: (s.st_ino, s.st_mtime_ns if name.endswith("u8") else 0) for name, s in status.items()
+            }
+
+        first = index(source)
+        built = cached()
+        assert (len(first.unreadable), len(built)) == (2, 2)
+        for _ in range(2):
+            again = index(source)
+            assert again.table.equals(first.table)
+            assert again.unreadable == first.unreadable
+            assert cached() == built
+        for path in first.table["path"]:
+            spoil_keeping_size_and_time(first.file(path))
+        broken.write_bytes(good)
+        repaired = index(source)
+        assert [file.path for file in repaired.unreadable] == [gone.relative_to(tmp_path).as_posix()]
+        assert repaired.uncached(repaired.exact) == 0
+        names = repaired.table["path"].to_list()
+        place = names.index(broken.relative_to(tmp_path).as_posix())
+        pixels = all_pixels(repaired)
+        assert np.array_equal(pixels[place], read_pixels(good, spec=SPEC))
+        assert np.array_equal(np.delete(pixels, place, axis=0), all_pixels(first))
+        built = cached()
+        index(source)
+        assert cached() == built
+
+    def test_what_the_limits_allow_now_is_read(self, tmp_path: Path) -> None:
+        data = write_flat(tmp_path / "data", images=4)
+        Image.new("RGB", (200, 100), "red").save(data / "0" / "large.png")
+        assert [file.path for file in index(data, max_pixels=2000).unreadable] == ["0/large.png"]
+        dataset = index(data)
+        assert not dataset.unreadable
+        assert dataset.uncached(dataset.exact) == 0
+        row = dataset.table["path"].to_list().index("0/large.png")
+        assert (all_pixels(dataset)[row] == (255, 0, 0)).all()
+
     def test_cache_of_another_spec_is_another_cache(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")
         read(data)
@@ -319,6 +501,26 @@ class TestPixelCache:
             data, spec=SPEC.model_copy(update={"filter": "bilinear"}), config=DatasetConfig()
         )
         assert all_pixels(other).shape == (120, 32, 32, 3)
+
+    @pytest.mark.parametrize("damage", [b"", b"PAR1", b"{", b"[]", b'{"file": 3, "sha256": 3}', None])
+    @pytest.mark.parametrize("name", ["index-*.parquet", "pixels-*.json", "pixels-*.u8"])
+    def test_what_is_damaged_is_as_if_it_were_not_there(
+        self, tmp_path: Path, name: str, damage: bytes | None
+    ) -> None:
+        data = write_flat(tmp_path / "data", images=4)
+        table, pixels = index(data).table, all_pixels(index(data))
+        (file,) = cache_folder(data).glob(name)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if damage is None else damage)
+        Image.new("RGB", (9, 9), "red").save(data / "0" / "zzz.png")
+        for _ in range(2):
+            dataset = index(data)
+            old = np.array(["zzz" not in path for path in dataset.table["path"]])
+            assert dataset.table.filter(pl.Series(old)).equals(table)
+            assert np.array_equal(all_pixels(dataset)[old], pixels)
+            assert dataset.uncached(dataset.exact) == 0
+        for path in dataset.table["path"]:
+            spoil_keeping_size_and_time(dataset.file(path))
+        assert index(data).table.equals(dataset.table)  # all of it is remembered again
 
     def test_map_of_a_killed_writer_is_removed_after_a_day(self, tmp_path: Path) -> None:
         data = write_digits(tmp_path / "data")

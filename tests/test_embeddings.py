@@ -99,6 +99,26 @@ class TestValues:
 
 
 class TestCache:
+    @pytest.mark.parametrize("damage", [b"", b"PK", b"no archive", None])
+    def test_what_is_damaged_is_computed_again(self, tmp_path: Path, damage: bytes | None) -> None:
+        data = write_images(tmp_path / "data", count=6)
+        first = embed(index(data), backbone=Backbone(MODEL, SPEC))
+        (file,) = kept(data)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+        assert np.array_equal(embed(index(data), backbone=Backbone(MODEL, SPEC)), first)
+        assert len(file.read_bytes()) == len(whole)
+        assert kept(data) == [file]
+
+    @pytest.mark.parametrize("damage", [b"", b"no model"])
+    def test_a_damaged_backbone_is_made_again(self, damage: bytes) -> None:
+        images = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+        wanted = Backbone(MODEL, SPEC)(images)
+        file = cache_root() / "backbones" / f"{MODEL.name}-{Backbone(MODEL, SPEC).key}.onnx"
+        file.write_bytes(damage)
+        assert np.array_equal(Backbone(MODEL, SPEC)(images), wanted)
+        assert file.stat().st_size > 1_000_000
+
     def test_a_second_call_runs_no_network(self, tmp_path: Path, request: pytest.FixtureRequest) -> None:
         data = write_images(tmp_path / "data", count=10)
         first = embed(index(data), backbone=Backbone(MODEL, SPEC))

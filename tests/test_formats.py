@@ -301,6 +301,16 @@ class TestPolicy:
 
 
 class TestYolo:
+    def test_folders_that_are_links_are_read_and_those_that_lead_round_are_not(self, tmp_path: Path) -> None:
+        picture(tmp_path / "photos" / "deep" / "a.jpg")
+        write(tmp_path / "data" / "labels" / "deep" / "a.txt", "0 .5 .5 .2 .4\n")
+        write(tmp_path / "data" / "classes.txt", "cat\n")
+        (tmp_path / "data" / "images").symlink_to(tmp_path / "photos")
+        (tmp_path / "photos" / "round").symlink_to(tmp_path / "photos")
+        listing = crops(tmp_path / "data")
+        assert labels(listing) == {"images/deep/a.jpg#xywh=40,15,20,20": "cat"}
+        assert not listing.problems
+
     def test_centres_are_shares_of_the_upright_image(self, tmp_path: Path) -> None:
         picture(tmp_path / "a.jpg", (100, 50), orientation=8)
         write(tmp_path / "a.txt", "1 0.5 0.5 0.2 0.4\n\n0 0.1 0.1 0.4 0.2\n")

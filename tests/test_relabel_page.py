@@ -24,6 +24,7 @@ from digits import write_digits
 from holotype.agree.adjudicate import adjudicate
 from holotype.agree.apply import apply
 from holotype.agree.relabel import Desk, serve_page
+from holotype.bundle import hash_file
 from holotype.config import AgreeConfig, DatasetConfig, SourceConfig
 from holotype.dataset import open_dataset
 from holotype.dataset.listing import Record, example_name
@@ -278,6 +279,26 @@ class TestAnswers:
         assert confirmed
         assert kept[: len(confirmed)] == confirmed
         assert len(kept) <= len(confirmed) + 1
+
+    def test_an_answer_is_about_the_picture_and_another_one_is_asked_about_anew(
+        self, data: Path, tmp_path: Path
+    ) -> None:
+        first, second = suspect_paths(data)[:2]
+        with serving(data, tmp_path / "server") as server:
+            server.decide(0, 1)
+            server.decide(1, action="drop")
+        kept = read_decisions(cache_folder(data))
+        assert {path: decision.sha256 for path, decision in kept.items()} == {
+            path: hash_file(data / path) for path in (first, second)
+        }
+        (data / first).write_bytes((data / second).read_bytes())
+        with serving(data, tmp_path / "server") as server:
+            assert server.client.get("queue").json()["progress"]["changes"] == [[1, -1]]
+            server.decide(0, 2)
+            assert server.client.post("undo?since=0", json={"index": 0}).json()["changes"][-1] == [0, None]
+            server.client.post("finish")
+            assert "decided=1" in server.wait()
+        assert [change.path for change in apply(data).dropped] == [second]
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, a disk that is always full")
     def test_what_cannot_be_written_is_not_confirmed(self, server: Server, data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from digits import write_digits
 from holotype.agree.adjudicate import adjudicate
 from holotype.agree.apply import Applied, LabelChange, apply
 from holotype.agree.exchange import NONE, read_answers, write_queue
+from holotype.bundle import hash_file
 from holotype.config import AgreeConfig, DatasetConfig, SourceConfig
 from holotype.dataset import open_dataset
 from holotype.dataset.listing import Listing, Record
@@ -141,6 +143,34 @@ class TestRevisions:
         revised, _ = revise(self.LISTING, tmp_path, "latest")
         assert revised.records[0].label == "dog"
         assert "1 of 2 changed examples are not in the data any more" in capsys.readouterr().err
+
+    def test_changes_are_not_for_a_file_that_has_other_content_now(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in "abcd":
+            (tmp_path / f"{name}.png").write_bytes(name.encode())
+        names = ("a.png", "b.png", "b.png#xywh=1,2,3,4", "c.png", "d.png")
+        listing = Listing(tmp_path, tuple(Record(name, "cat") for name in names))
+        changes = [
+            Change(path=name, label="dog", split="test", sha256=hash_file(tmp_path / name.partition("#")[0]))
+            for name in names
+        ]
+        folder = tmp_path / "cache"
+        folder.mkdir()
+        write_revision(folder, source="relabel", changes=[*changes[:4], Change(path="d.png", label="dog")])
+        write_revision(folder, source="relabel", changes=[Change(path="a.png", label="cow")])
+        assert all(record.label != "cat" for record in revise(listing, folder, "latest")[0].records)
+        assert capsys.readouterr().err == ""
+        for name in "abd":
+            (tmp_path / f"{name}.png").write_bytes(b"another picture")
+        (tmp_path / "c.png").unlink()  # who can say what it holds
+        revised, number = revise(listing, folder, "latest")
+        labels = {record.path: record.label for record in revised.records}
+        assert labels == dict(zip(names, ("cow", "cat", "cat", "dog", "dog"), strict=True))
+        assert {record.split for record in revised.records[:3]} == {None}
+        assert number == 2
+        told = capsys.readouterr().err
+        assert told == "revision 2: not used for 3 files that have other content now, first a.png\n"
 
     def test_an_unknown_revision_names_those_that_exist(self, tmp_path: Path) -> None:
         write_revision(tmp_path, source="relabel", changes=[Change(path="a.png", label="dog")])
@@ -277,6 +307,78 @@ class TestLog:
         for label, action in (("cat", "drop"), (None, "label"), ("cat", "skip")):
             with pytest.raises(ValidationError, match="a label goes with"):
                 decision("a.png", label, action=action)
+
+
+def replace_pictures(data: Path) -> None:
+    """Another dataset at the same path, under the same names: each file holds what the next one held."""
+    files = sorted(data.rglob("*.png"))
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, [*contents[1:], contents[0]], strict=True):
+        file.write_bytes(content)
+
+
+class TestAnotherDatasetAtTheSamePath:
+    @pytest.fixture
+    def decided(self, data: Path, paths: list[str]) -> Path:
+        """Decisions about four of its examples, applied."""
+        table = data.parent / "filled.csv"
+        answers = [(paths[0], "1"), (paths[1], NONE), (paths[2], "0"), (paths[3], "2")]
+        write_rows(table, ("image_path", "label"), answers)
+        assert apply(data, decisions=table).revision == 1
+        return data
+
+    def test_no_revision_and_no_decision_is_for_it(
+        self, decided: Path, paths: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before, own = records_of(decided), records_of(decided, 0)
+        assert before != own
+        replace_pictures(decided)
+        capsys.readouterr()
+        dataset = open_dataset(decided, spec=SPEC, config=DatasetConfig())
+        assert dict(dataset.table.select("path", "label").iter_rows()) == {p: r[0] for p, r in own.items()}
+        note = f"revision 1: not used for 3 files that have other content now, first {paths[0]}\n"
+        assert capsys.readouterr().err == note
+        applied = apply(decided)
+        assert (applied.revision, applied.changed, applied.dropped, applied.missing) == (1, (), (), 4)
+        told = capsys.readouterr().err
+        assert f"decisions: not used for 4 files that have other content now, first {paths[0]}\n" in told
+        assert records_of(decided) == own
+
+    def test_what_is_decided_anew_is(self, decided: Path, paths: list[str]) -> None:
+        replace_pictures(decided)
+        applied = apply(decided, decisions=decided.parent / "filled.csv")
+        assert (applied.revision, applied.missing, len(applied.changed)) == (2, 0, 2)
+        assert records_of(decided)[paths[0]] == ("1", "train")
+        assert paths[1] not in records_of(decided)
+
+    def test_its_sample_was_not_reviewed(self, decided: Path, paths: list[str]) -> None:
+        folder = cache_folder(decided)
+        write_sample(folder, Sample(root_hash="x", seed=0, items=tuple((path, "0") for path in paths[:5])))
+        assert sample_accuracy(folder, "x", root=decided) == (4, 3, 5, 0)
+        replace_pictures(decided)
+        assert sample_accuracy(folder, "x", root=decided) == (0, 0, 5, 0)
+
+    def test_old_decisions_and_revisions_which_do_not_say_what_was_seen_still_apply(
+        self, data: Path, paths: list[str]
+    ) -> None:
+        decide(data, decision(paths[0], "1"))
+        write_revision(cache_folder(data), source="relabel", changes=[Change(path=paths[1], label="2")])
+        replace_pictures(data)
+        assert [change.path for change in apply(data).changed] == [paths[0]]
+        assert [records_of(data)[path][0] for path in paths[:2]] == ["1", "2"]
+
+    def test_the_index_tells_what_files_hold_so_that_they_are_not_read_again(
+        self, decided: Path, paths: list[str]
+    ) -> None:
+        open_dataset(decided, spec=SPEC, config=DatasetConfig(revision=0))
+        before = records_of(decided)
+        for path in paths:  # unread, they look as they were
+            status = (decided / path).stat()
+            (decided / path).write_bytes(bytes(status.st_size))
+            os.utime(decided / path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert records_of(decided) == before
+        (decided / paths[0]).touch()
+        assert records_of(decided)[paths[0]] == ("0", "train")
 
 
 class TestQueue:
@@ -466,6 +568,18 @@ class TestFilesForOtherTools:
         log = read_log(cache_folder(data)).standing
         assert apply(data, decisions=queue / "queue.csv").revision == 1
         assert read_log(cache_folder(data)).standing == log
+
+    def test_a_quote_that_nobody_closes_is_named_and_loses_no_answer(
+        self, data: Path, paths: list[str]
+    ) -> None:
+        file = data / "filled.csv"
+        lines = [f'{path},"1"' for path in paths[:8]]
+        lines[2] = lines[2][:-1]
+        file.write_text("\n".join(["image_path,label", *lines]))
+        with pytest.raises(DatasetError, match=r"filled\.csv: line 4: is not CSV \(.*; close the quotes"):
+            apply(data, decisions=file)
+        file.write_text("\r\n".join(["\ufeffimage_path,label", *lines[:2], f'"{paths[2]}","1\r\n"']))
+        assert [change.path for change in apply(data, decisions=file).changed] == paths[:3]
 
     def test_a_label_studio_export_is_applied(self, data: Path, paths: list[str], queue: Path) -> None:
         def annotation(label: str, **more: Any) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from holotype.contact_sheet import check_sheet, draw_sheet
 from holotype.dataset import Listing, Record
 from holotype.dataset.folders import DEBRIS
 from holotype.dataset.listing import SPLIT_NAMES, SPLITS, Problem, file_and_region, problems_error
+from holotype.dataset.revisions import revise
 from holotype.dataset.source import read_source
-from holotype.dataset.table import COLUMNS
+from holotype.dataset.store import cache_folder
+from holotype.dataset.table import COLUMNS, group_cell
 from holotype.errors import ConfigError, DatasetError, ImageError
 from holotype.fields import printable
 from holotype.preprocess import SUFFIXES, Box, Limits, Pixels, cut, facts, read_full
@@ -49,7 +51,7 @@ class Converted:
     """What was written. `problems` are the bad records, which were left out; `ignored` gave no example.
 
     `classes` and `splits` count the examples; `splits` is empty where the data names none. `notes` say what
-    the target could not hold. `preview` is the contact sheet.
+    the target could not hold, or lacks. `preview` is the contact sheet.
     """
 
     out: Path
@@ -73,6 +75,7 @@ def convert(
 ) -> Converted:
     """Read `data` in any layout and write its examples to `out`, whose name says how where `to` does not.
 
+    Labels and splits are those of the revision `config.data.revision`.
     `folders`: `out/[split/]class/file`: whole images byte for byte, regions as PNG of exactly their pixels.
     `csv`, `parquet`: a table of paths, relative to its folder where they are below it, else absolute. `out`
     appears when all is written, or not at all. Good records are written whatever is wrong with others.
@@ -84,7 +87,8 @@ def convert(
     _check_out(data, out, target)
     if sheet is not None:
         check_sheet(sheet)
-    listing = read_source(data, config=config.data, keep_annotators=target != "folders")
+    listed = read_source(data, config=config.data, keep_annotators=target != "folders")
+    listing, _ = revise(listed, cache_folder(data), config.data.revision)
     limits = Limits(max_pixels=config.data.max_pixels)
     written, bad = _WRITERS[target](listing, out, limits) if listing.records else ([], [])
     problems = (*listing.problems, *bad)
@@ -143,6 +147,10 @@ def _check_out(data: Path, out: Path, target: Target) -> None:
 
 def _lost(records: Sequence[Record], target: Target) -> tuple[str, ...]:
     if target != "folders":
+        unnamed = sum(record.split is None for record in records)
+        if 0 < unnamed < len(records):
+            # A revision of the splits names none for files that were added after it.
+            return (f"{unnamed} of {len(records)} examples name no split: fill the column, or empty it",)
         return ()
     notes = []
     # Where the data names no validation, it is taken from the rest by each file's own hash.
@@ -278,7 +286,8 @@ def _write_table(
         name = Path(place)
         if name.is_relative_to(folder):
             name = name.relative_to(folder)
-        row = (name.as_posix(), record.label, record.split or "", record.annotator or "", record.group or "")
+        said = record.split or "", record.annotator or "", group_cell(record)
+        row = (name.as_posix(), record.label, *said)
         fault = _fault(row)
         if fault:
             problems.append(Problem(printable(record.path), fault, "rename it"))

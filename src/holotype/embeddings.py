@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import timm
 
+from holotype.bundle import sync
 from holotype.config import ModelConfig
 from holotype.dataset import Dataset, Instead, cache_folder
+from holotype.errors import BundleError
 from holotype.machine import available_cores, cache_root
 from holotype.models import architecture_of, choose_device, pretrained
 from holotype.onnx_export import export_onnx
@@ -68,7 +72,8 @@ class Backbone:
         device = choose_device(self.device)
         file = cache_root() / "backbones" / f"{self.model.name}-{self.key}.onnx"
         if device.type == "cpu" and file.is_file():
-            return load_onnx(file, threads=available_cores())
+            with suppress(BundleError):  # a damaged one is made anew
+                return load_onnx(file, threads=available_cores())
         plain = ModelConfig(name=self.model.name, weights=self.model.weights)
         architecture = architecture_of(plain, self.spec, classes=2)
         classifier, origin = pretrained(architecture, weights=self.model.weights)
@@ -79,6 +84,7 @@ class Backbone:
         scratch = file.with_name(f".{uuid.uuid4().hex[:12]}.onnx")
         try:
             export_onnx(classifier, scratch, classes=("", ""), preprocess=self.spec)
+            sync(scratch)
             scratch.replace(file)
         finally:
             scratch.unlink(missing_ok=True)
@@ -158,11 +164,12 @@ def _compute(
 
 
 def _recall(file: Path) -> tuple[dict[str, int], npt.NDArray[np.float16]]:
-    if not file.is_file():
+    """What an earlier call computed; nothing where that is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            digests, values = content["digests"].tobytes().hex(), content["values"]
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
         return {}, np.zeros((0, 0), dtype=np.float16)
-    with np.load(file) as content:
-        digests = content["digests"].tobytes().hex()
-        values = content["values"]
     return {digests[64 * row : 64 * (row + 1)]: row for row in range(len(values))}, values
 
 
@@ -172,6 +179,7 @@ def _remember(file: Path, known: Mapping[str, int], values: npt.NDArray[np.float
     scratch = file.with_name(f".{uuid.uuid4().hex[:12]}.npz")
     try:
         np.savez(scratch, digests=digests, values=values[list(known.values())])
+        sync(scratch)
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)

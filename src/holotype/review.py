@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from holotype.bundle import write_text
+from holotype.dataset.hashes import outdated
 from holotype.errors import DatasetError
 from holotype.progress import note
 
@@ -38,6 +39,7 @@ __all__ = [
     "append_undo",
     "build_queue",
     "draw_sample",
+    "latest_decisions",
     "read_decisions",
     "read_log",
     "read_sample",
@@ -108,7 +110,8 @@ class Suspects(BaseModel):
 class Decision(BaseModel):
     """What somebody decided about an example whose label was `before`, in `seconds`, at an ISO time.
 
-    "drop": it belongs to no class. "skip": it was looked at and left open.
+    "drop": it belongs to no class. "skip": it was looked at and left open. `sha256` is the content of the
+    image's file that was looked at; None: not known.
     """
 
     model_config = _FROZEN
@@ -120,6 +123,7 @@ class Decision(BaseModel):
     reason: str
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     at: str
+    sha256: str | None = None
 
     @model_validator(mode="after")
     def _label_or_none(self) -> Self:
@@ -130,10 +134,15 @@ class Decision(BaseModel):
 
 @dataclass(frozen=True)
 class Log:
-    """The decisions that were not undone, oldest first, and the paths whose every decision was undone."""
+    """The decisions that were not undone, oldest first, and the paths whose every decision was undone.
+
+    `outdated` are the paths, sorted, of decisions about other content than their files have now; these do not
+    stand any more.
+    """
 
     standing: tuple[Decision, ...]
     undone: frozenset[str]
+    outdated: tuple[str, ...] = ()
 
 
 class SampleAccuracy(NamedTuple):
@@ -183,15 +192,16 @@ def read_suspects(folder: Path) -> Suspects | None:
     return _read(folder / _SUSPECTS, Suspects)
 
 
-def sample_accuracy(folder: Path, root_hash: str) -> SampleAccuracy:
+def sample_accuracy(folder: Path, root_hash: str, *, root: Path | None = None) -> SampleAccuracy:
     """What the review of the sample of dataset `root_hash` says so far; all 0 where it has no sample.
 
-    Another label than the one at sampling is wrong, and so is an image that belongs to no class.
+    Another label than the one at sampling is wrong, and so is an image that belongs to no class. For `root`
+    see `read_log`.
     """
     sample = read_sample(folder)
     if sample is None or sample.root_hash != root_hash:
         return SampleAccuracy(0, 0, 0, 0)
-    decisions = read_decisions(folder)
+    decisions = read_decisions(folder, root=root)
     answers = [(decisions[path], label) for path, label in sample.items if path in decisions]
     reviewed = [(decision, label) for decision, label in answers if decision.action != "skip"]
     wrong = sum(decision.label != label for decision, label in reviewed)
@@ -248,8 +258,12 @@ def append_undo(folder: Path, path: str) -> None:
     _append(folder, [{"undo": path}])
 
 
-def read_log(folder: Path) -> Log:
-    """Read the log of decisions. A line that a crash has torn, and any other that is none, is passed over."""
+def read_log(folder: Path, *, root: Path | None = None) -> Log:
+    """Read the log of decisions. A line that a crash has torn, and any other that is none, is passed over.
+
+    With `root`, where the dataset's paths begin, decisions about other content than its files have now are
+    sorted out; older ones, which do not say what was looked at, stand.
+    """
     file = folder / _LOG
     standing: dict[int, Decision] = {}
     places: dict[str, list[int]] = {}
@@ -267,13 +281,23 @@ def read_log(folder: Path) -> Log:
                 del standing[before.pop()]
         elif line:
             note(f"{file}:{number}: not a whole decision, left out")
-    return Log(tuple(standing.values()), frozenset(path for path, rows in places.items() if not rows))
+    old = frozenset() if root is None else outdated(standing.values(), root=root, folder=folder)
+    return Log(
+        standing=tuple(one for one in standing.values() if (one.path, one.sha256) not in old),
+        undone=frozenset(path for path, rows in places.items() if not rows),
+        outdated=tuple(sorted({path for path, _ in old})),
+    )
 
 
-def read_decisions(folder: Path) -> dict[str, Decision]:
+def read_decisions(folder: Path, *, root: Path | None = None) -> dict[str, Decision]:
+    """The last standing decision about each path, in the order in which they were made; see `read_log`."""
+    return latest_decisions(read_log(folder, root=root))
+
+
+def latest_decisions(log: Log) -> dict[str, Decision]:
     """The last standing decision about each path, in the order in which they were made."""
     latest: dict[str, Decision] = {}
-    for decision in read_log(folder).standing:
+    for decision in log.standing:
         latest.pop(decision.path, None)
         latest[decision.path] = decision
     return latest

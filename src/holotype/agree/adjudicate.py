@@ -12,11 +12,12 @@ from holotype.agree.apply import read_labels
 from holotype.agree.exchange import nearest, write_queue
 from holotype.agree.relabel import Desk, serve_page
 from holotype.config import AgreeConfig
+from holotype.dataset.revisions import note_outdated
 from holotype.dataset.store import cache_folder
 from holotype.errors import DatasetError
 from holotype.preprocess import Limits
 from holotype.progress import note
-from holotype.review import build_queue, read_decisions, read_sample, read_suspects
+from holotype.review import build_queue, read_decisions, read_log, read_sample, read_suspects
 
 __all__ = ["Adjudicated", "adjudicate", "disagreements"]
 
@@ -66,6 +67,8 @@ def adjudicate(
     items = build_queue(by_path, sample=sample, disagreements=disputed, suspects=suspects)
     limits = Limits(max_pixels=config.data.max_pixels)
     root = labels.own.root
+    note_outdated(f"revision {labels.revision}", labels.outdated)
+    note_outdated("decisions", read_log(folder, root=root).outdated)
     if out is not None:
         write_queue(out, items, root=root, classes=classes, limits=limits)
     if not items:
@@ -74,7 +77,7 @@ def adjudicate(
         command = _apply_command(data, config=config, new_classes=new_classes)
         desk = Desk(folder, root, items, classes, command, limits)
         serve_page(desk, port=port, open_browser=open_browser)
-    decisions = read_decisions(folder)
+    decisions = read_decisions(folder, root=root)
     actions = Counter(decisions[item.path].action for item in items if item.path in decisions)
     return Adjudicated(len(items), actions["label"] + actions["drop"], actions["skip"], out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +12,21 @@ from pathlib import Path
 from holotype.agree.exchange import nearest, read_answers
 from holotype.bundle import write_text
 from holotype.config import AgreeConfig
+from holotype.dataset.hashes import file_hashes
 from holotype.dataset.listing import Listing, problems_error
 from holotype.dataset.revisions import (
     Change,
     apply_revisions,
     latest_revision,
-    read_revisions,
+    note_outdated,
+    valid_revisions,
     write_revision,
 )
 from holotype.dataset.store import cache_folder
+from holotype.dataset.table import COLUMNS, group_cell
 from holotype.errors import ConfigError, DatasetError
 from holotype.progress import note
-from holotype.review import Decision, append_decisions, read_decisions, read_log
+from holotype.review import Decision, append_decisions, latest_decisions, read_decisions, read_log
 
 __all__ = ["Applied", "LabelChange", "Labels", "apply", "read_labels"]
 
@@ -43,7 +46,7 @@ class Applied:
     """What `apply` did: the revision that is now the latest, and what became of every decision.
 
     `changed` have another label than before, `dropped` are left out now. `unchanged` were decided to be as
-    they are, or were applied before; `missing` are not in the data any more.
+    they are, or were applied before; `missing` are not in the data any more, or are another picture now.
     """
 
     revision: int
@@ -57,11 +60,16 @@ class Applied:
 
 @dataclass(frozen=True)
 class Labels:
-    """The examples of a dataset as its own files say, and as they are by the latest revision."""
+    """The examples of a dataset as its own files say, and as they are by the latest revision.
+
+    `outdated` are the paths, sorted, of files that have other content now than when they were revised, which
+    is not applied to them.
+    """
 
     own: Listing
     present: Listing
     revision: int
+    outdated: tuple[str, ...]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -95,10 +103,11 @@ def apply(
         raise ConfigError("must end in .csv", where=f"--out {out}")
     folder = cache_folder(data)
     labels = read_labels(data, config=config)
+    note_outdated(f"revision {labels.revision}", labels.outdated)
     classes = (*labels.classes, *new_classes)
     if decisions is not None:
         _import(folder, decisions, labels=labels, classes=classes)
-    outcome = _weigh(_latest(folder), labels)
+    outcome = _weigh(folder, labels)
     for change in outcome.changes:
         if change.label is not None and change.label not in classes:
             raise DatasetError(
@@ -108,7 +117,9 @@ def apply(
             )
     revision, before = labels.revision, _by_path(labels.present)
     if outcome.changes:
-        revision = write_revision(folder, source="relabel", changes=outcome.changes).number
+        now = file_hashes((one.path for one in outcome.changes), root=labels.own.root, folder=folder)
+        changes = [one.model_copy(update={"sha256": now.get(one.path)}) for one in outcome.changes]
+        revision = write_revision(folder, source="relabel", changes=changes).number
         labels = read_labels(data, config=config)
     else:
         note("no decision changes anything: no new revision")
@@ -144,11 +155,12 @@ def read_labels(data: Path, *, config: AgreeConfig) -> Labels:
     listing = read_source(data, config=config.data)
     if listing.problems and not listing.records:
         raise problems_error(data, listing.problems, total=len(listing.problems))
-    revisions = read_revisions(folder, latest_revision(folder))
+    revisions, replaced = valid_revisions(listing, folder, latest_revision(folder))
     return Labels(
         own=apply_revisions(listing, [one for one in revisions if one.source != "relabel"]),
         present=apply_revisions(listing, revisions),
         revision=len(revisions),
+        outdated=replaced,
     )
 
 
@@ -160,10 +172,14 @@ class _Outcome:
     missing: int = 0
 
 
-def _weigh(decisions: Mapping[str, Decision | None], labels: Labels) -> _Outcome:
+def _weigh(folder: Path, labels: Labels) -> _Outcome:
     """What the decisions change about the present labels."""
     own, present = _by_path(labels.own), _by_path(labels.present)
-    outcome = _Outcome()
+    log = read_log(folder, root=labels.own.root)
+    note_outdated("decisions", log.outdated)
+    # The last decision about each path; None where all were undone.
+    decisions = {**dict.fromkeys(sorted(log.undone)), **latest_decisions(log)}
+    outcome = _Outcome(missing=len(set(log.outdated) - decisions.keys()))
     for path, decision in decisions.items():
         if path not in own:
             outcome.missing += decision is not None
@@ -180,12 +196,6 @@ def _weigh(decisions: Mapping[str, Decision | None], labels: Labels) -> _Outcome
     return outcome
 
 
-def _latest(folder: Path) -> dict[str, Decision | None]:
-    """The last decision about each path; None where all were undone."""
-    undone: dict[str, Decision | None] = dict.fromkeys(sorted(read_log(folder).undone))
-    return {**undone, **read_decisions(folder)}
-
-
 def _by_path(listing: Listing) -> dict[str, str]:
     return {record.path: record.label for record in listing.records}
 
@@ -194,7 +204,8 @@ def _import(folder: Path, file: Path, *, labels: Labels, classes: Sequence[str])
     """Add the answers in a file to the log, except for those that it holds already."""
     by_path = labels.by_path
     answers = read_answers(file, paths=by_path, classes=classes)
-    standing = read_decisions(folder)
+    root = labels.own.root
+    standing, hashes = read_decisions(folder, root=root), file_hashes(answers, root=root, folder=folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     fresh = []
     for path, label in answers.items():
@@ -208,6 +219,7 @@ def _import(folder: Path, file: Path, *, labels: Labels, classes: Sequence[str])
                     before=by_path[path],
                     reason=f"decided in {file.name}",
                     at=now,
+                    sha256=hashes.get(path),
                 )
             )
     if fresh:
@@ -221,10 +233,10 @@ def _write_listing(file: Path, listing: Listing) -> None:
     prefix = root.relative_to(home) if root.is_relative_to(home) else root
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("image_path", "label", "split", "annotator", "group"))
+    writer.writerow(COLUMNS)
     for record in listing.records:
         path = (prefix / record.path).as_posix()
-        writer.writerow((path, record.label, record.split, record.annotator, record.group))
+        writer.writerow((path, record.label, record.split, record.annotator, group_cell(record)))
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_text(file, stream.getvalue())

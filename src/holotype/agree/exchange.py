@@ -22,6 +22,7 @@ from xml.sax.saxutils import quoteattr
 from holotype.agree.pictures import render
 from holotype.bundle import replace_folder, write_text
 from holotype.dataset.listing import Problem, problems_error
+from holotype.dataset.table import csv_rows
 from holotype.errors import ConfigError, DatasetError, ImageError
 from holotype.preprocess import Limits
 from holotype.progress import note, track
@@ -189,18 +190,15 @@ def _rows(file: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(file: Path, text: str) -> Iterator[_Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        for name in ("image_path", "label"):
-            if name not in (reader.fieldnames or ()):
-                raise DatasetError(
-                    f"line 1: no column {name!r}", where=file, fix="the first line must name image_path,label"
-                )
-        for row in reader:
-            name, label = (row["image_path"] or "").strip(), (row["label"] or "").strip()
-            yield _Row(f"{file.name}:{reader.line_num}", name, label)
-    except csv.Error as error:
-        raise DatasetError(f"is not CSV ({error})", where=file) from error
+    names, rows = csv_rows(file, io.StringIO(text, newline=""))
+    for column in ("image_path", "label"):
+        if column not in names:
+            raise DatasetError(
+                f"line 1: no column {column!r}", where=file, fix="the first line must name image_path,label"
+            )
+    for line, row in rows:
+        name, label = (str(row[column] or "").strip() for column in ("image_path", "label"))
+        yield _Row(f"{file.name}:{line}", name, label)
 
 
 def _json_rows(file: Path, text: str) -> Iterator[_Row]:

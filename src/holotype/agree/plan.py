@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from holotype.agree.contract import Item, Plan
 from holotype.bundle import replace_folder, write_text
 from holotype.config import AgreeConfig, SourceConfig
-from holotype.dataset.listing import Problem, file_and_region, problems_error
+from holotype.dataset.listing import Listing, Problem, Record, file_and_region, problems_error
+from holotype.dataset.revisions import revise
+from holotype.dataset.store import cache_folder
 from holotype.errors import BrokenImageError, ConfigError, ImageError
 from holotype.preprocess import SUFFIXES, Limits, Pixels, cut, facts, read_full
 from holotype.progress import track
@@ -152,14 +154,16 @@ def _check_classes(classes: Sequence[str], *, data: Path, given: bool) -> list[s
 
 
 def _examples(data: Path, *, config: SourceConfig) -> tuple[Path, list[str], list[str], tuple[Problem, ...]]:
-    """Root, names of all examples, their classes, and bad records."""
-    if config.format == "auto" and (names := _loose_images(data)):
-        return data, names, [], ()
+    """Root, names of all examples, their classes, and bad records, as of the revision `config` asks for."""
     from holotype.dataset.source import read_source
 
-    listing = read_source(data, config=config)
+    if config.format == "auto" and (loose := _loose_images(data)):
+        listing = Listing(data, tuple(Record(name, "") for name in loose))
+    else:
+        listing = read_source(data, config=config)
+    listing, _ = revise(listing, cache_folder(data), config.revision)
     names = sorted({record.path for record in listing.records})
-    return listing.root, names, sorted({record.label for record in listing.records}), listing.problems
+    return listing.root, names, sorted({record.label for record in listing.records} - {""}), listing.problems
 
 
 def _loose_images(folder: Path) -> list[str]:

@@ -28,6 +28,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from holotype.agree.pictures import render
+from holotype.dataset.hashes import file_hash
 from holotype.errors import ImageError, ServerError
 from holotype.fields import printable
 from holotype.preprocess import Limits
@@ -105,7 +106,8 @@ class Desk:
         self._lock = threading.Lock()
         self._places = {item.path: place for place, item in enumerate(self.items)}
         self._labels = {label: place for place, label in enumerate(self.classes)}
-        known = (decision for decision in read_log(self.folder).standing if decision.path in self._places)
+        log = read_log(self.folder, root=self.root)
+        known = (decision for decision in log.standing if decision.path in self._places)
         self._standing: list[Decision] = list(known)
         self._events = [(self._places[one.path], self._code(one)) for one in self._standing]
         self._answers: dict[int, int | None] = dict(self._events)
@@ -136,6 +138,7 @@ class Desk:
             reason=", ".join(item.reasons),
             seconds=round(answer.seconds, 2),
             at=datetime.now(UTC).isoformat(timespec="seconds"),
+            sha256=file_hash(item.path, root=self.root),
         )
         with self._lock:
             append_decisions(self.folder, [decision])

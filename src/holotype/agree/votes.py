@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import re
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from holotype.agree.contract import Plan
 from holotype.agree.plan import CLASSES, PLAN, read_plan
 from holotype.dataset.listing import Problem, problems_error
+from holotype.dataset.table import csv_rows
 from holotype.errors import DatasetError, require
 from holotype.preprocess import SUFFIXES
 
@@ -164,18 +164,14 @@ def _read(file: Path, problems: list[Problem], *, planned: bool) -> list[_Row]:
 
 def _read_csv(file: Path, problems: list[Problem]) -> Iterator[_Row]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        try:
-            _check_header(file, [(name or "").strip() for name in reader.fieldnames or ()])
-            for row in reader:
-                where = f"{file}:{reader.line_num}"
-                answer = _csv_row(row, where=where, source=file.stem)
-                if isinstance(answer, Problem):
-                    problems.append(answer)
-                else:
-                    yield answer
-        except csv.Error as error:
-            raise DatasetError(f"line {reader.line_num}: is not CSV ({error})", where=file) from error
+        names, rows = csv_rows(file, stream)
+        _check_header(file, [name.strip() for name in names])
+        for line, row in rows:
+            answer = _csv_row(row, where=f"{file}:{line}", source=file.stem)
+            if isinstance(answer, Problem):
+                problems.append(answer)
+            else:
+                yield answer
 
 
 def _csv_row(row: Mapping[str | None, Any], *, where: str, source: str) -> _Row | Problem:

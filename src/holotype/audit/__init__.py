@@ -223,7 +223,7 @@ def _labels(evidence: _Evidence, folder: Path) -> tuple[tuple[Suspect, ...], Lab
             classes=dataset.classes,
             most=evidence.config.suspects,
         )
-    reviewed = sample_accuracy(folder, dataset.labelling_hash)
+    reviewed = sample_accuracy(folder, dataset.labelling_hash, root=dataset.root)
     # What was left open is taken for wrong in the lower bound, and for right in the upper.
     right, looked_at = reviewed.reviewed - reviewed.wrong, reviewed.reviewed + reviewed.skipped
     low, _ = binomial_bounds(right, looked_at)

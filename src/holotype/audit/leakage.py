@@ -127,6 +127,6 @@ def mended_split(dataset: Dataset, copies: Copies) -> tuple[Change, ...]:
             have[labels[row], chosen] += 1
     # Every image is named, so that a later change of the shares moves none of them.
     return tuple(
-        Change(path=name, split=split, reason="copies stay together" if split != old else "")
-        for name, split, old in zip(names, placed, splits, strict=True)
+        Change(path=name, split=split, reason="copies stay together" if split != old else "", sha256=digest)
+        for name, split, old, digest in zip(names, placed, splits, table["sha256"], strict=True)
     )

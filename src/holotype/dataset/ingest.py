@@ -6,8 +6,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from holotype.bundle import sync
 from holotype.dataset.listing import Listing, example_name, file_and_region
 from holotype.dataset.scan import Scanned, View, scan_files
 from holotype.dataset.store import (
@@ -23,7 +25,7 @@ from holotype.dataset.store import (
 from holotype.preprocess import Limits, Preprocess
 from holotype.progress import track
 
-__all__ = ["contents", "ingest"]
+__all__ = ["contents", "ingest", "read_index"]
 
 _COLUMNS = {
     "path": pl.String,
@@ -68,6 +70,7 @@ def ingest(
     shapes = list(dict.fromkeys(shapes))
     index = folder / f"index-{spec.digest[:16]}.parquet"
     table = _recall(_stat(listing), index)
+    table = _read_broken(table, listing.root, spec=spec, limits=limits)
     stored = affordable_rows(folder, shapes, rows=len(table), limit_gb=limit_gb)
     found = {shape: find_store(folder, shape, spec=spec) for shape in shapes}
     ready = {shape: store for shape, store in found.items() if store is not None}
@@ -104,6 +107,18 @@ def contents(table: pl.DataFrame) -> list[str]:
     return [digest and example_name(digest, file_and_region(path)[1]) for path, digest in rows]
 
 
+def read_index(file: Path) -> pl.DataFrame:
+    """The table that `ingest` wrote; empty where there is none, or it is damaged or of an older version."""
+    nothing = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
+    if not file.is_file():
+        return nothing
+    try:
+        written = pl.read_parquet(file, use_pyarrow=False)
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return nothing
+    return written if written.schema.items() >= nothing.schema.items() else nothing
+
+
 def _stat(listing: Listing) -> pl.DataFrame:
     """The records with size and time of their files; size -1 where there is no such file."""
     rows = []
@@ -119,29 +134,37 @@ def _stat(listing: Listing) -> pl.DataFrame:
 
 def _recall(table: pl.DataFrame, index: Path) -> pl.DataFrame:
     """Add what an earlier run learned about files of the same path, size and time; "" where nothing."""
-    known = pl.DataFrame(schema={**_COLUMNS, **_LEARNED})
-    if index.is_file():
-        written = pl.read_parquet(index)
-        known = written if set(written.columns) >= set(known.columns) else known
     key = ["path", "size", "mtime_ns"]
-    # What could not be read is tried again: the limits or the installed decoders may have changed.
-    known = known.filter(pl.col("error") == "").select(*key, *_LEARNED).unique(subset=key, keep="first")
+    known = read_index(index).select(*key, *_LEARNED).unique(subset=key, keep="first")
     joined = table.join(known, on=key, how="left", maintain_order="left")
     return joined.with_columns(
         pl.col(name).fill_null("" if kind == pl.String else 0) for name, kind in _LEARNED.items()
     )
 
 
+def _read_broken(table: pl.DataFrame, root: Path, *, spec: Preprocess, limits: Limits) -> pl.DataFrame:
+    """Try again what could not be read: the limits or the installed decoders may have changed.
+
+    Apart from the rest, as no pixels of a file that is still broken have to go into a store.
+    """
+    rows = np.flatnonzero((table["error"] != "").to_numpy()).tolist()
+    if not rows:
+        return table
+    return _learn(table, _read(table, rows, root, spec=spec, limits=limits, views=(), stored=0))
+
+
 def _unknown_rows(
     table: pl.DataFrame, ready: dict[Shape, Store], *, shapes: Sequence[Shape], stored: int
 ) -> list[int]:
-    """Rows to read: never hashed, or not in a store that has room for them."""
-    digests = contents(table)
-    unhashed = [row for row, digest in enumerate(digests) if not digest]
+    """Rows to read: never read, or readable and not in a store that has room for them."""
+    digests, errors = contents(table), table["error"].to_list()
+    unhashed = [row for row, digest in enumerate(digests) if not digest and not errors[row]]
     uncached = [
         row
         for row, digest in enumerate(digests[:stored])
-        if digest and not all(shape in ready and digest in ready[shape].rows for shape in shapes)
+        if digest
+        and not errors[row]
+        and not all(shape in ready and digest in ready[shape].rows for shape in shapes)
     ]
     if not unhashed and stored < len(digests) and len(uncached) < _WORTH_REBUILDING * stored:
         return []
@@ -193,6 +216,7 @@ def _write_index(table: pl.DataFrame, index: Path) -> None:
     scratch = index.with_name(f".{uuid.uuid4().hex[:12]}.parquet")
     try:
         table.write_parquet(scratch)
+        sync(scratch)
         scratch.replace(index)
     finally:
         scratch.unlink(missing_ok=True)

@@ -68,7 +68,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Listing:
-    """All records of a dataset, sorted by path, the files that were passed over, and the bad records."""
+    """All records of a dataset, sorted by path, what was passed over, and the bad records.
+
+    Passed over (`ignored`) are files that give no example, and folders that hold no image.
+    """
 
     root: Path
     records: tuple[Record, ...]

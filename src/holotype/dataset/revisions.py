@@ -19,6 +19,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from holotype.bundle import write_text
+from holotype.dataset.hashes import outdated
 from holotype.dataset.listing import Listing, Record, Split
 from holotype.errors import DatasetError
 from holotype.progress import note
@@ -28,8 +29,10 @@ __all__ = [
     "Revision",
     "apply_revisions",
     "latest_revision",
+    "note_outdated",
     "read_revisions",
     "revise",
+    "valid_revisions",
     "write_revision",
 ]
 
@@ -42,6 +45,7 @@ class Change(BaseModel):
 
     `path` is the example's name, with `#xywh=` where it is a part of an image. `restore` takes back earlier
     changes of the label and leaving out. The last word counts: a label brings back what was left out.
+    `sha256` is the content of the image's file at the time; None: not known.
     """
 
     model_config = _FROZEN
@@ -52,6 +56,7 @@ class Change(BaseModel):
     drop: bool = False
     restore: bool = False
     reason: str = ""
+    sha256: str | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -141,8 +146,8 @@ def write_revision(
 def revise(listing: Listing, folder: Path, wanted: int | Literal["latest"]) -> tuple[Listing, int]:
     """The listing as of revision `wanted`, and its number.
 
-    `DatasetError` where there is no such revision. Changes of examples that the data does not have any more
-    are passed over with a note.
+    `DatasetError` where there is no such revision. Changes of examples that the data does not have any more,
+    or whose files have other content now, are passed over with a note.
     """
     latest = latest_revision(folder)
     number = latest if wanted == "latest" else wanted
@@ -153,13 +158,46 @@ def revise(listing: Listing, folder: Path, wanted: int | Literal["latest"]) -> t
             where=listing.root,
             fix=f"choose one of 0 (as the data says){f', {known}' if known else ''}: --set data.revision=0",
         )
-    revisions = read_revisions(folder, number)
-    if revisions:
-        changed = {change.path for revision in revisions for change in revision.changes}
-        gone = len(changed - {record.path for record in listing.records})
-        if gone:
-            note(f"revision {number}: {gone} of {len(changed)} changed examples are not in the data any more")
+    if number == 0:
+        return listing, 0
+    revisions, replaced = valid_revisions(listing, folder, number)
+    changed = {change.path for revision in revisions for change in revision.changes}.union(replaced)
+    gone = len(changed - {record.path for record in listing.records})
+    if gone:
+        note(f"revision {number}: {gone} of {len(changed)} changed examples are not in the data any more")
+    note_outdated(f"revision {number}", replaced)
     return apply_revisions(listing, revisions), number
+
+
+def valid_revisions(
+    listing: Listing, folder: Path, number: int
+) -> tuple[tuple[Revision, ...], tuple[str, ...]]:
+    """Revisions 1 to `number` without what they say about other content than the data has at that path now.
+
+    And the paths of that, sorted. Revisions of before hashes were kept are taken as they are.
+    """
+    revisions = read_revisions(folder, number)
+    present = {record.path for record in listing.records}
+    changes = (change for revision in revisions for change in revision.changes if change.path in present)
+    old = outdated(changes, root=listing.root, folder=folder)
+    if not old:
+        return revisions, ()
+    valid = (
+        tuple(change for change in revision.changes if (change.path, change.sha256) not in old)
+        for revision in revisions
+    )
+    kept = tuple(
+        revision.model_copy(update={"changes": changes})
+        for revision, changes in zip(revisions, valid, strict=True)
+    )
+    return kept, tuple(sorted({path for path, _ in old}))
+
+
+def note_outdated(what: str, paths: Sequence[str]) -> None:
+    """Say that `what` is not used for these files, whose content is not what it was about."""
+    if paths:
+        many = "1 file that has" if len(paths) == 1 else f"{len(paths)} files that have"
+        note(f"{what}: not used for {many} other content now, first {paths[0]}")
 
 
 def apply_revisions(listing: Listing, revisions: Iterable[Revision]) -> Listing:
@@ -172,7 +210,9 @@ def apply_revisions(listing: Listing, revisions: Iterable[Revision]) -> Listing:
         return listing
     untouched = _State()
     revised = (states.get(record.path, untouched).of(record) for record in listing.records)
-    return dataclasses.replace(listing, records=tuple(record for record in revised if record is not None))
+    # Several annotators' records of one example are the same once none of them gave its label.
+    kept = dict.fromkeys(record for record in revised if record is not None)
+    return dataclasses.replace(listing, records=tuple(kept))
 
 
 def _file(folder: Path, number: int) -> Path:

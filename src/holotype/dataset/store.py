@@ -37,6 +37,8 @@ __all__ = [
 
 _FREE_SHARE = 0.2
 _ABANDONED_SECONDS = 24 * 3600
+_DAMAGED = (OSError, ValueError, LookupError, TypeError)
+"""What reading an index raises that is not there, or is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def make_room(folder: Path, needed: int, *, limit_gb: float | None, keep: Collec
     A process that reads one of them keeps what it has opened.
     """
     indexes = sorted(folder.glob("pixels-*.json"), key=lambda index: index.stat().st_mtime)
-    stores = {index: folder / json.loads(index.read_text())["file"] for index in indexes}
+    stores = {index: file for index in indexes if (file := _map_of(index)) is not None}
     room = _limit(folder, limit_gb) - needed - sum(_occupied(file) for file in stores.values())
     for index, file in stores.items():
         if room >= 0 or file in keep:
@@ -154,7 +156,7 @@ def find_store(folder: Path, shape: Shape, *, spec: Preprocess) -> Store | None:
         view = View(shape.height, shape.width, folder / content["file"], len(content["sha256"]))
         held = _OpenFile(view.file)
         os.utime(index)  # it is in use
-    except (OSError, ValueError, KeyError):
+    except _DAMAGED:
         return None
     if os.fstat(held.descriptor).st_size != view.rows * shape.bytes:
         return None
@@ -199,10 +201,18 @@ def copy_rows(source: Store, target: View, *, rows: Sequence[tuple[int, str]]) -
 
 def _sweep(folder: Path) -> None:
     """Remove maps that no index names and nobody has written to for a day: their writer was killed."""
-    named = {json.loads(index.read_text())["file"] for index in folder.glob("pixels-*.json")}
+    named = {_map_of(index) for index in folder.glob("pixels-*.json")}
     for file in folder.glob("pixels-*.u8"):
-        if file.name not in named and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+        if file not in named and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
             file.unlink(missing_ok=True)
+
+
+def _map_of(index: Path) -> Path | None:
+    """The map that an index names; None where it is damaged, as a loss of power may leave it."""
+    try:
+        return index.with_name(json.loads(index.read_text())["file"])
+    except _DAMAGED:
+        return None
 
 
 def _index_file(folder: Path, shape: Shape, *, spec: Preprocess) -> Path:

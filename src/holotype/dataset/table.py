@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from holotype.dataset.listing import SPLIT_NAMES, Listing, Problem, Record, file
 from holotype.dataset.settle import Placed, settle
 from holotype.errors import DatasetError
 
-__all__ = ["COLUMNS", "read_csv", "read_parquet"]
+__all__ = ["COLUMNS", "csv_rows", "group_cell", "read_csv", "read_parquet"]
 
 _REQUIRED = ("image_path", "label")
 COLUMNS = (*_REQUIRED, "split", "annotator", "group")
@@ -29,14 +30,12 @@ def read_csv(file: Path, *, root: Path | None = None, keep_annotators: bool = Fa
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            _check_header(file, [name.strip() for name in reader.fieldnames or ()], place="line 1: ")
-            rows = ((f"{file.name}: line {reader.line_num}", row) for row in reader)
-            return _listing(file, rows, root=root, keep_annotators=keep_annotators)
+            names, rows = csv_rows(file, stream)
+            _check_header(file, [name.strip() for name in names], place="line 1: ")
+            placed = ((f"{file.name}: line {line}", row) for line, row in rows)
+            return _listing(file, placed, root=root, keep_annotators=keep_annotators)
     except UnicodeDecodeError as error:
         raise DatasetError("is not UTF-8", where=file, fix="save it as CSV UTF-8") from error
-    except csv.Error as error:
-        raise DatasetError(f"is not CSV ({error})", where=file, fix="save it as CSV UTF-8") from error
     except OSError as error:
         raise DatasetError(f"cannot be read ({error.strerror})", where=file, fix="check the file") from error
 
@@ -58,6 +57,45 @@ def read_parquet(file: Path, *, root: Path | None = None, keep_annotators: bool 
         (f"{file.name}: row {number}", row) for number, row in enumerate(table.iter_rows(named=True), start=1)
     )
     return _listing(file, rows, root=root, keep_annotators=keep_annotators)
+
+
+def csv_rows(file: Path, stream: Iterable[str]) -> tuple[Sequence[str], Iterator[tuple[int, Row]]]:
+    """The header of a CSV, and its rows, each with the number of the line on which it begins.
+
+    Cells that a row lacks are None; those beyond the header are a list under None. What is not CSV (RFC 4180)
+    is a `DatasetError` with the line on which the record begins: a quote that nobody closes would take the
+    rest of the file for one cell.
+    """
+    records = _csv_records(file, stream)
+    names = next(records, (1, []))[1]
+    return names, ((line, _csv_row(names, cells)) for line, cells in records if cells)
+
+
+def _csv_records(file: Path, stream: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(stream, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        fix = "close the quotes there, and write a quote inside of quotes twice"
+        raise DatasetError(f"line {line}: is not CSV ({error})", where=file, fix=fix) from error
+
+
+def _csv_row(names: Sequence[str], cells: Sequence[str]) -> Row:
+    row: dict[str | None, object] = dict(itertools.zip_longest(names, cells[: len(names)]))
+    return row if len(cells) <= len(names) else {**row, None: cells[len(names) :]}
+
+
+def group_cell(record: Record) -> str:
+    """What a table says of an example's group: nothing where that is its own file, as a reader finds it.
+
+    The path is written as it is seen from the table: under its old name, the group would be one of its own,
+    split by that name instead of by the file's content, and apart from copies of it.
+    """
+    own = record.group == file_and_region(record.path)[0]
+    return "" if own or record.group is None else record.group
 
 
 def _listing(

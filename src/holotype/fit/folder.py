@@ -192,7 +192,9 @@ def _tell(session: Session) -> None:
         label, gap = max(dataset.deviation.items(), key=lambda item: item[1])
         note(f"automatic split; the class furthest from the wanted shares is {label}, by {gap:.1%}")
     if dataset.ignored:
-        note(f"passed over {len(dataset.ignored)} files not named like images, first {dataset.ignored[0]}")
+        note(
+            f"passed over {len(dataset.ignored)} files or folders without images, first {dataset.ignored[0]}"
+        )
 
 
 def record_end(folder: Path, *, finished: bool) -> None:

@@ -115,10 +115,11 @@ class Tree:
 
 
 def list_files(root: Path) -> tuple[str, ...]:
-    """All files below `root`, POSIX and relative to it."""
+    """All files below `root`, POSIX and relative to it; for links see `files_below`."""
     length = len(str(root).rstrip("/\\")) + 1
     return tuple(
-        file[length:].replace("\\", "/") if os.sep == "\\" else file[length:] for file in files_below(root)
+        file[length:].replace("\\", "/") if os.sep == "\\" else file[length:]
+        for file in files_below(root, root=root)
     )
 
 
