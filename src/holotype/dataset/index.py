@@ -18,7 +18,7 @@ from holotype.config import DatasetConfig
 from holotype.dataset.examples import read_example
 from holotype.dataset.ingest import contents, ingest
 from holotype.dataset.listing import SPLITS, Listing, Problem, Split, file_and_region, problems_error
-from holotype.dataset.revisions import Revision, apply_revisions, latest_revision, read_revisions, revise
+from holotype.dataset.revisions import Revision, apply_revisions, latest_revision, revise, valid_revisions
 from holotype.dataset.scan import decode_files, decode_now
 from holotype.dataset.source import read_source
 from holotype.dataset.splits import Fractions, check_classes, choose_split, deviation
@@ -312,7 +312,7 @@ def _revise(listing: Listing, folder: Path, config: DatasetConfig) -> tuple[List
             where=listing.root,
             fix=f"choose one of 0 (as the data says) to {latest}: --set data.split_revision=0",
         )
-    steps = read_revisions(folder, max(number, wanted))
+    steps, _ = valid_revisions(listing, folder, max(number, wanted))
     parts = (_part(one, labels=one.number <= number, splits=one.number <= wanted) for one in steps)
     return apply_revisions(listing, parts), number
 
