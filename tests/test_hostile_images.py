@@ -20,13 +20,14 @@ import awkward
 from awkward import encode, picture
 from holotype.errors import (
     BrokenImageError,
+    ConfigError,
     EmptyImageError,
     ImageError,
     ImageTooLargeError,
     UnsupportedImageError,
 )
 from holotype.predictor import Failure, load
-from holotype.preprocess import Box, Limits, Preprocess, read_pixels
+from holotype.preprocess import Box, Facts, Limits, Preprocess, facts, read_pixels
 
 SPEC = Preprocess(height=32, width=32)
 
@@ -158,9 +159,58 @@ def test_a_large_header_is_refused_in_every_format_before_decoding():
         assert time.process_time() - started < 0.5, kind
 
 
-def test_a_limit_above_the_bomb_guard_of_pillow_is_an_honest_413():
-    with pytest.raises(ImageTooLargeError, match="over the limit of 89,478,485 pixels"):
-        read_pixels(awkward.png_claiming(60_000, 60_000), spec=SPEC, limits=Limits(max_pixels=10**10))
+@pytest.fixture
+def guard(monkeypatch):
+    """Pillow's own limit, which is put back afterwards."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    return Image.MAX_IMAGE_PIXELS
+
+
+def test_a_limit_above_the_bomb_guard_of_pillow_is_the_one_that_counts(guard):
+    photo = encode(Image.new("L", (15_000, 13_000), 90), "JPEG")
+    allowed = Limits(max_pixels=195_000_000)
+    assert allowed.max_pixels > 2 * guard
+    assert np.array_equal(read_pixels(photo, spec=SPEC, limits=allowed), np.full((32, 32, 3), 90, np.uint8))
+    assert facts(awkward.png_claiming(15_000, 13_000), limits=allowed) == Facts("PNG", "RGB", 15_000, 13_000)
+    for limit in (194_999_999, 100_000_000, 50_000_000):
+        message = f"15000 x 13000 pixels is over the limit of {limit:,} pixels"
+        with pytest.raises(ImageTooLargeError, match=message):
+            read_pixels(photo, spec=SPEC, limits=Limits(max_pixels=limit))
+    with pytest.raises(ImageTooLargeError, match="over the limit of 195,000,000 pixels"):
+        read_pixels(awkward.png_claiming(60_000, 60_000), spec=SPEC, limits=allowed)
+
+
+def test_threads_with_limits_of_their_own_keep_to_them(guard):
+    data = jpeg_claiming(15_000, 13_000)
+
+    def refusal(millions: int) -> str:
+        try:
+            read_pixels(data, spec=SPEC, limits=Limits(max_pixels=millions * 1_000_000))
+        except ImageError as error:
+            return str(error)
+        return "read"
+
+    limits = [50, 90, 190, 195, 200, 300, 1000] * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(refusal, limits))
+    wanted = ["read" if limit >= 195 else f"over the limit of {limit},000,000 pixels" for limit in limits]
+    assert all(said.endswith(end) for said, end in zip(found, wanted, strict=True)), set(found)
+
+
+def test_no_limit_is_beyond_what_a_machine_holds(guard):
+    with pytest.raises(ImageTooLargeError, match=r"over the limit of 1,000,000,000 pixels"):
+        read_pixels(awkward.png_claiming(60_000, 60_000), spec=SPEC, limits=Limits(max_pixels=10**9))
+    with pytest.raises(ConfigError, match=r"10,000,000,000 pixels .*; set at most 1,000,000,000"):
+        Limits(max_pixels=10**10)
+
+
+def test_the_guard_of_pillow_is_left_alone_where_nobody_asks_for_more(guard, monkeypatch):
+    for limits in (None, Limits(max_pixels=60_000_000)):
+        read_pixels(awkward.SMALL["PNG"](), spec=SPEC, limits=limits)
+        assert guard == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # by a program that is stricter
+    with pytest.raises(ImageTooLargeError, match="over the limit of 1,000 pixels"):
+        read_pixels(encode(picture(64, 48), "PNG"), spec=SPEC)
 
 
 def patched(data: bytes, at: int, content: bytes) -> bytes:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from holotype.errors import (
     BrokenImageError,
+    ConfigError,
     EmptyImageError,
     ImageError,
     ImageTooLargeError,
@@ -90,6 +92,8 @@ _DRAFT_HEADROOM = 1.5
 # file with hundreds of them decodes for minutes.
 _EXPECTED_SCANS, _MAX_SCANS = 20, 100
 _MAX_SCANNED_PIXELS = 1_000_000_000
+_MOST_PIXELS = 1_000_000_000
+_GUARD = threading.Lock()  # of Pillow's own limit, which belongs to the whole process
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 
 _MAGIC = {
@@ -152,9 +156,20 @@ class Preprocess(BaseModel):
 
 @dataclass(frozen=True)
 class Limits:
-    """What an untrusted image may cost. `max_pixels` is checked on the header, before any decoding."""
+    """What an untrusted image may cost. `max_pixels` is checked on the header, before any decoding.
+
+    `ConfigError` above a billion: the decoder holds up to four bytes of each pixel.
+    """
 
     max_pixels: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        if self.max_pixels > _MOST_PIXELS:
+            raise ConfigError(
+                f"{self.max_pixels:,} pixels are more than is ever decoded",
+                where="max_pixels",
+                fix=f"set at most {_MOST_PIXELS:,}",
+            )
 
 
 @dataclass(frozen=True)
@@ -305,6 +320,7 @@ def _identify(data: bytes, *, limits: Limits) -> Image.Image:
     if name == "HEIF":
         _register_heif()
     _mute_pillow()
+    _allow_pillow(limits)
     try:
         return Image.open(io.BytesIO(data), formats=[name])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -345,6 +361,18 @@ def _mute_pillow() -> None:
     if not warnings.filters or warnings.filters[0] != _PILLOW_CHATTER:
         warnings.filterwarnings("ignore", category=UserWarning, module=_PILLOW_CHATTER[3].pattern)
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
+
+
+def _allow_pillow(limits: Limits) -> None:
+    """Let Pillow open what somebody allows who has raised our limit above its own guard against bombs.
+
+    That guard is left alone otherwise, is raised no further than to what was asked for, and never lowered:
+    another thread may be reading under its own limits, which are checked on every header as well.
+    """
+    if limits.max_pixels > Limits.max_pixels:
+        with _GUARD:
+            if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
+                Image.MAX_IMAGE_PIXELS = limits.max_pixels
 
 
 def _register_heif() -> None:

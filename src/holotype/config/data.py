@@ -40,7 +40,9 @@ class SourceConfig(BaseModel):
     max_unpacked_gb: float = Field(
         100, gt=0, description="what a dataset given as .tar or .zip may unpack to, into the cache folder"
     )
-    max_pixels: int = Field(50_000_000, gt=0, description="largest image that is decoded, in pixels")
+    max_pixels: int = Field(
+        50_000_000, gt=0, le=1_000_000_000, description="largest image that is decoded, in pixels"
+    )
 
 
 class DatasetConfig(SourceConfig):

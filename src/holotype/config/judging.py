@@ -72,7 +72,9 @@ class PredictConfig(BaseModel):
     runtime: RuntimeChoice = Field("auto", description="what runs the model")
     precision: PrecisionChoice = Field("auto", description=_PRECISION)
     threads: int | None = Field(None, ge=1, description=_THREADS)
-    max_pixels: int = Field(50_000_000, gt=0, description="largest image that is decoded, in pixels")
+    max_pixels: int = Field(
+        50_000_000, gt=0, le=1_000_000_000, description="largest image that is decoded, in pixels"
+    )
 
 
 class ExportConfig(BaseModel):

@@ -98,7 +98,7 @@ class ServeSettings(BaseModel):
     max_pixels: int = Field(
         Limits().max_pixels,
         ge=1,
-        le=178_000_000,  # Pillow itself refuses more
+        le=1_000_000_000,
         description="width x height of an image, from its header; beyond: 413",
     )
     max_head_bytes: int = Field(
