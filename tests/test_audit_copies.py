@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -388,6 +391,12 @@ def made_up(dataset: Dataset, groups: list[list[int]]) -> Copies:
     return Copies(cluster, cluster, np.array(pairs, dtype=np.int64).reshape(-1, 2), distances, None)
 
 
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """120 digits."""
+    return index(write_flat(tmp_path_factory.mktemp("flat") / "data"))
+
+
 class TestLeakage:
     def test_every_copy_outside_of_the_earliest_split_leaks(self, found: Found) -> None:
         leakage = find_leakage(found.dataset, found.copies, found.embeddings, penalty=0.1)
@@ -420,6 +429,47 @@ class TestLeakage:
         names = dataset.table["path"].to_list()
         assert leakage.pairs == ((names[train[1]], names[test[0]]),)
         assert leakage.effects == ()
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_the_partner_is_the_first_by_split_distance_and_place(self, flat: Dataset, seed: int) -> None:
+        """Against the definition, with pairs that were not compared and distances that are equal."""
+        dice = np.random.default_rng(seed)
+        splits = dice.choice(["train", "validation", "test"], len(flat.table), p=dice.dirichlet([1, 1, 1]))
+        dataset = dataclasses.replace(flat, table=flat.table.with_columns(pl.Series("split", splits)))
+        rows = dice.permutation(len(splits)).tolist()
+        groups = [sorted(rows[start : start + 12]) for start in range(0, 108, 12)]
+        copies = made_up(dataset, groups)
+        kept = dice.random(len(copies.pairs)) < dice.random()
+        pairs = dice.permuted(copies.pairs[kept], axis=1)
+        distances = dice.choice([0.0, 0.01, 0.1, 2.0, 2.5], len(pairs)).astype(np.float32)
+        copies = dataclasses.replace(copies, pairs=pairs, distances=distances)
+        apart = {frozenset(pair): d for pair, d in zip(pairs.tolist(), distances.tolist(), strict=True)}
+        rank = {"train": 0, "validation": 1, "test": 2}
+        wanted = []
+        for group in groups:
+            for row in group:
+                order = [
+                    (rank[splits[other]], apart.get(frozenset((row, other)), 2.0), other)
+                    for other in group
+                    if rank[splits[other]] < rank[splits[row]]
+                ]
+                if order:
+                    wanted.append((flat.table["path"][min(order)[2]], flat.table["path"][row]))
+        nothing = np.zeros((len(splits), 2), np.float32)
+        assert list(find_leakage(dataset, copies, nothing, penalty=None).pairs) == sorted(wanted)
+
+    def test_one_picture_tens_of_thousands_of_times_is_no_long_wait(self, flat: Dataset) -> None:
+        count = 30_000
+        splits = ["train", "test"] * (count // 2)
+        paths = [f"{number:05}.png" for number in range(count)]
+        dataset = dataclasses.replace(flat, table=pl.DataFrame({"path": paths, "split": splits}))
+        star = np.stack([np.zeros(count - 1, np.int64), np.arange(1, count)], axis=1)
+        same = np.zeros(count, np.int64)
+        copies = Copies(same, same, star, np.zeros(count - 1, np.float32), None)
+        begun = time.process_time()
+        leakage = find_leakage(dataset, copies, np.zeros((count, 2), np.float32), penalty=None)
+        assert time.process_time() - begun < 20  # minutes, where each is compared with each
+        assert leakage.pairs == tuple((paths[0], path) for path in paths[1::2])
 
     def test_copies_inside_of_a_split_leak_nothing(self, tmp_path: Path) -> None:
         dataset = index(write_digits(tmp_path / "data", classes=2, train=4, validation=2, test=2))

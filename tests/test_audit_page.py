@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,21 @@ class TestPage:
                 "Every file could be read.",
             ):
                 assert sentence in found.words
+
+    def test_one_picture_tens_of_thousands_of_times_is_no_long_wait(self, tmp_path: Path) -> None:
+        splits: tuple[Split, ...] = ("train", "test") * 30_000
+        one = cluster(0, labels=("cat",) * 59_999 + ("dog",), splits=splits)
+        pairs = tuple((one.paths[0], path) for path in one.paths[1::2])
+        audit = audited(
+            duplicates=Duplicates(clusters=(AGAIN, one), extra=59_999, calibration=None),
+            leakage=Leakage(pairs=pairs, fraction=0.5, leaked={}, effects=()),
+        )
+        begun = time.process_time()
+        found = written(tmp_path, audit)
+        assert time.process_time() - begun < 10  # half a minute, where each is looked for among all
+        assert "29,976 more pairs" in found.words
+        # The only pair under two labels comes first.
+        assert found.html.index(one.paths[-1]) < found.html.index(one.paths[1])
 
     def test_the_page_of_a_huge_set_stays_small(self, tmp_path: Path) -> None:
         labels = [f"class {i % 5000}" for i in range(100_000)]

@@ -285,8 +285,10 @@ def _conflicting(found: Audit) -> Iterator[SuspectLabel]:
     """Copies under several labels, of which all but one are wrong."""
     for cluster in found.duplicates.clusters:
         if cluster.conflict:
+            first = cluster.labels[0]
+            second = next(label for label in cluster.labels if label != first)
             for path, label in zip(cluster.paths, cluster.labels, strict=True):
-                other = next(other for other in cluster.labels if other != label)
+                other = second if label == first else first
                 yield SuspectLabel(path=path, label=label, suggested=other, score=1.0)
 
 

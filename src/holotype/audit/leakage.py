@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import numpy.typing as npt
@@ -47,24 +47,28 @@ def find_leakage(dataset: Dataset, copies: Copies, embeddings: Floats, *, penalt
 def _partners(copies: Copies, splits: list[Split]) -> dict[int, int]:
     """By leaked row: its copy in the earliest other split, the nearest where pairs were compared."""
     rank = {split: place for place, split in enumerate(SPLITS)}
-    compared = {
-        tuple(sorted(pair)): distance
-        for pair, distance in zip(copies.pairs.tolist(), copies.distances.tolist(), strict=True)
-    }
+    compared = _compared(copies)
     partner = {}
     for rows in _torn(copies, splits):
+        first = min((splits[row] for row in rows), key=rank.__getitem__)
+        earliest = [row for row in rows if splits[row] == first]
         for row in rows:
-            earlier = [other for other in rows if rank[splits[other]] < rank[splits[row]]]
-            if earlier:
-                partner[row] = min(
-                    earlier,
-                    key=lambda other: (
-                        rank[splits[other]],
-                        compared.get((min(row, other), max(row, other)), 2.0),
-                        other,
-                    ),
-                )
+            if splits[row] == first:
+                continue
+            # A pair that was not compared comes after all that were, so only one of them is in question.
+            near = compared.get(row, {})
+            other = next((other for other in earliest if other not in near), None)
+            nearest = [(near[other], other) for other in near if splits[other] == first]
+            partner[row] = min(nearest + ([] if other is None else [(2.0, other)]))[1]
     return partner
+
+
+def _compared(copies: Copies) -> dict[int, dict[int, float]]:
+    """By row, the rows that it was compared with, all of one cluster, and how far they are apart."""
+    compared: dict[int, dict[int, float]] = defaultdict(dict)
+    for (one, other), distance in zip(copies.pairs.tolist(), copies.distances.tolist(), strict=True):
+        compared[one][other] = compared[other][one] = distance
+    return compared
 
 
 def _torn(copies: Copies, splits: list[Split]) -> list[list[int]]:

@@ -196,31 +196,31 @@ def _steps(audit: Audit) -> list[_Step]:
 
 def _leaks(audit: Audit) -> list[_Copies]:
     """The pairs across splits: first those under different labels, then exact copies, then near ones."""
-    clusters = {path: cluster for cluster in audit.duplicates.clusters for path in cluster.paths}
+    kinds: dict[str, str] = {}
+    known: dict[str, _Copy] = {}
+    for cluster in audit.duplicates.clusters:
+        kinds |= dict.fromkeys(cluster.paths, cluster.kind)
+        known |= {copy.path: copy for copy in _members(cluster)}
     pairs = []
     for paths in audit.leakage.pairs:
-        cluster = clusters.get(paths[0])
-        copies = [_copy(cluster, path) for path in paths]
-        kind = cluster.kind if cluster is not None else None
+        copies = [known.get(path, _Copy(path, None, None)) for path in paths]
         labels = {copy.label for copy in copies}
-        pairs.append(_Copies(kind=kind, conflict=len(labels) > 1, copies=_cap(copies, 2)))
+        conflict = len(labels) > 1
+        pairs.append(_Copies(kind=kinds.get(paths[0]), conflict=conflict, copies=_cap(copies, 2)))
     return sorted(pairs, key=lambda pair: (not pair.conflict, pair.kind != "exact"))
 
 
 def _copies(cluster: Cluster) -> _Copies:
-    members = zip(cluster.paths, cluster.labels, cluster.splits, strict=True)
-    copies = [_Copy(path, label, split) for path, label, split in members]
+    copies = _members(cluster)
     if cluster.conflict:  # one of each label first, so that what differs is seen
         firsts = list({copy.label: copy for copy in reversed(copies)}.values())[::-1]
         copies = firsts + [copy for copy in copies if copy not in firsts]
     return _Copies(kind=cluster.kind, conflict=cluster.conflict, copies=_cap(copies, _COPIES))
 
 
-def _copy(cluster: Cluster | None, path: str) -> _Copy:
-    if cluster is None or path not in cluster.paths:
-        return _Copy(path, None, None)
-    place = cluster.paths.index(path)
-    return _Copy(path, cluster.labels[place], cluster.splits[place])
+def _members(cluster: Cluster) -> list[_Copy]:
+    members = zip(cluster.paths, cluster.labels, cluster.splits, strict=True)
+    return [_Copy(path, label, split) for path, label, split in members]
 
 
 def _class_rows(names: Sequence[str]) -> list[str | int]:
