@@ -461,7 +461,8 @@ def test_runtime_threads_and_precision_are_flags(tiny_bundle, tmp_path, capfd, m
     target = tmp_path / "run"
     target.mkdir()
     shutil.copytree(tiny_bundle, target / "best")
-    given = [verb, str(target), str(tmp_path / "data"), "--quiet"]
+    data = ["--data"] if verb == "evaluate" else []
+    given = [verb, str(target), *data, str(tmp_path / "data"), "--quiet"]
     assert run([*given, "--runtime", "openvino", "--precision", "bf16", "--threads", "1"]) == 0
     assert (asked[0]["runtime"], asked[0]["precision"], asked[0]["threads"]) == ("openvino", "bf16", 1)
     capfd.readouterr()
