@@ -141,6 +141,7 @@ def test_a_bundle_trained_after_a_revision_is_judged_by_it(
     later = trained_later(run, tmp_path / "later", revision=1)
     dataset = open_for(later, None, config=DatasetConfig())
     assert moved <= set(dataset.paths(dataset.rows("test")))
+    open_for(later, None, config=DatasetConfig(split_revision=0))
     assert "splits are those" not in capsys.readouterr().err
     config = CompareConfig(measure=False, split="test")
     kept = compare(run.best, later.path, config=config, out=tmp_path / "compared")

@@ -8,6 +8,7 @@ what is right, and nothing about what was learned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def as_trained(bundle: Bundle, source: Path, *, config: DatasetConfig) -> Datase
     said = config.model_dump(exclude_unset=True) | {name: told[name] for name in names}
     known = _revision(bundle) if same and not _REVISIONS & config.model_fields_set else None
     if known is not None and known <= latest_revision(cache_folder(source)):
-        said["split_revision"] = max((one for one in _moving(source) if one <= known), default=0)
+        said["split_revision"] = _origin(_moving(source), known)
     return DatasetConfig.model_validate(said)
 
 
@@ -62,12 +63,13 @@ def tell_splits(bundle: Bundle, source: Path, settings: DatasetConfig) -> None:
     known = _revision(bundle)
     if known is None or not _is_own(bundle, source) or settings.revision != "latest":
         return
-    if settings.split_revision is not None and any(one > settings.split_revision for one in _moving(source)):
+    moving, used = _moving(source), settings.split_revision
+    if used is not None and used == _origin(moving, known) and any(one > used for one in moving):
         note(
             f"splits are those that {bundle.path} was trained with: images have been moved between them since"
             " (--set data.split_revision=... chooses others)"
         )
-    if known > latest_revision(cache_folder(source)):
+    if used is None and known > latest_revision(cache_folder(source)):
         note(
             f"{bundle.path} was trained with revision {known} of labels and splits, which is not on this"
             " machine: it may have learned from what is validation or test here"
@@ -97,6 +99,11 @@ def _moving(source: Path) -> list[int]:
     folder = cache_folder(source)
     known = read_revisions(folder, latest_revision(folder))
     return [one.number for one in known if any(change.split for change in one.changes)]
+
+
+def _origin(moving: Sequence[int], revision: int) -> int:
+    """Of the revisions that move images, the one whose splits `revision` has; 0: those of the data itself."""
+    return max((one for one in moving if one <= revision), default=0)
 
 
 def recorded_source(bundle: Bundle) -> Path:
