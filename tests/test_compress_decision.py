@@ -167,7 +167,7 @@ class TestEnough:
         assert chosen is not None
         assert chosen.made.method == "int8"
 
-    @pytest.mark.parametrize("far", [{"latency": 1300.0}, {"latency": 1100.0, "drop": 3.0}])
+    @pytest.mark.parametrize("far", [{"latency": 1600.0}, {"latency": 1100.0, "drop": 3.0}])
     def test_what_is_far_from_it_is_not(
         self, tiny_bundle: Path, slow_bundle: Path, monkeypatch: pytest.MonkeyPatch, far: dict[str, float]
     ) -> None:
