@@ -35,6 +35,7 @@ from holotype.errors import (
 
 __all__ = [
     "FORMATS",
+    "MOST_PIXELS",
     "SUFFIXES",
     "Box",
     "Facts",
@@ -92,7 +93,7 @@ _DRAFT_HEADROOM = 1.5
 # file with hundreds of them decodes for minutes.
 _EXPECTED_SCANS, _MAX_SCANS = 20, 100
 _MAX_SCANNED_PIXELS = 1_000_000_000
-_MOST_PIXELS = 1_000_000_000
+MOST_PIXELS = 1_000_000_000
 _GUARD = threading.Lock()  # of Pillow's own limit, which belongs to the whole process
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 
@@ -164,11 +165,11 @@ class Limits:
     max_pixels: int = 50_000_000
 
     def __post_init__(self) -> None:
-        if self.max_pixels > _MOST_PIXELS:
+        if self.max_pixels > MOST_PIXELS:
             raise ConfigError(
                 f"{self.max_pixels:,} pixels are more than is ever decoded",
                 where="max_pixels",
-                fix=f"set at most {_MOST_PIXELS:,}",
+                fix=f"set at most {MOST_PIXELS:,}",
             )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FROZEN", "ConvertConfig", "DataConfig", "DatasetConfig", "SourceConfig"]
+__all__ = ["FROZEN", "ConvertConfig", "DataConfig", "DatasetConfig", "MaxPixels", "SourceConfig"]
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 """Of every section: immutable, no number is infinite or none, and an unknown key is an error."""
+
+
+MaxPixels = Annotated[
+    int, Field(gt=0, le=1_000_000_000, description="largest image that is decoded, in pixels")
+]
+"""A setting of every verb that decodes images; beyond it, `preprocess.Limits` refuses."""
 
 
 class SourceConfig(BaseModel):
@@ -40,9 +46,7 @@ class SourceConfig(BaseModel):
     max_unpacked_gb: float = Field(
         100, gt=0, description="what a dataset given as .tar or .zip may unpack to, into the cache folder"
     )
-    max_pixels: int = Field(
-        50_000_000, gt=0, le=1_000_000_000, description="largest image that is decoded, in pixels"
-    )
+    max_pixels: MaxPixels = 50_000_000
 
 
 class DatasetConfig(SourceConfig):

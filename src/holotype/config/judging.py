@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from holotype.config.data import FROZEN, DatasetConfig
+from holotype.config.data import FROZEN, DatasetConfig, MaxPixels
 
 __all__ = [
     "CompareConfig",
@@ -72,9 +72,7 @@ class PredictConfig(BaseModel):
     runtime: RuntimeChoice = Field("auto", description="what runs the model")
     precision: PrecisionChoice = Field("auto", description=_PRECISION)
     threads: int | None = Field(None, ge=1, description=_THREADS)
-    max_pixels: int = Field(
-        50_000_000, gt=0, le=1_000_000_000, description="largest image that is decoded, in pixels"
-    )
+    max_pixels: MaxPixels = 50_000_000
 
 
 class ExportConfig(BaseModel):

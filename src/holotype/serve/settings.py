@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from holotype.experiment import Rule
 from holotype.machine import available_cores
-from holotype.preprocess import Limits
+from holotype.preprocess import MOST_PIXELS, Limits
 from holotype.runtime import Precision, RuntimeName
 
 __all__ = ["MOST_PARTS", "DriftSettings", "RecordSettings", "ServeSettings"]
@@ -98,7 +98,7 @@ class ServeSettings(BaseModel):
     max_pixels: int = Field(
         Limits().max_pixels,
         ge=1,
-        le=1_000_000_000,
+        le=MOST_PIXELS,
         description="width x height of an image, from its header; beyond: 413",
     )
     max_head_bytes: int = Field(
