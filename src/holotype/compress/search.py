@@ -93,10 +93,10 @@ def walk(shop: Workshop, found: Found, *, keep: Callable[[Found], None]) -> None
             keep(found)
     while True:
         search(shop, found, keep=keep)
-        settle(found, shop.config.budget, rounds=shop.config.rounds)
+        settle(found, budget, rounds=shop.config.rounds)
         keep(found)
         left = [name for name, _ in steps(shop.config) if name not in found.done]
-        enough = _smaller_that_fits(found, shop.config.budget)
+        enough = _smaller_that_fits(found, budget)
         if enough is not None:
             reason = f"{enough.made.method} fits the budget (--set search=all tries it)"
             found.not_tried |= dict.fromkeys(left, reason)
